@@ -1,0 +1,42 @@
+"""The mathematics of pyramidal diffusion: schedules, stages, targets, jumps, alignment. Torch and SciPy only."""
+
+from tpdiff.pyramid.alignment import align, align_noise
+from tpdiff.pyramid.geometry import check_axis, check_video_size
+from tpdiff.pyramid.noise import randn
+from tpdiff.pyramid.positions import positions
+from tpdiff.pyramid.schedule import (
+    FlowMatchingSchedule,
+    Level,
+    Schedule,
+    VariancePreservingSchedule,
+    schedule_from_config,
+)
+from tpdiff.pyramid.stages import Pyramid, Stage
+from tpdiff.pyramid.targets import (
+    PREDICTION_TYPES,
+    StagePair,
+    check_prediction_type,
+    prediction_target,
+    sample_and_noise,
+)
+
+__all__ = [
+    "PREDICTION_TYPES",
+    "FlowMatchingSchedule",
+    "Level",
+    "Pyramid",
+    "Schedule",
+    "Stage",
+    "StagePair",
+    "VariancePreservingSchedule",
+    "align",
+    "align_noise",
+    "check_axis",
+    "check_prediction_type",
+    "check_video_size",
+    "positions",
+    "prediction_target",
+    "randn",
+    "sample_and_noise",
+    "schedule_from_config",
+]

@@ -1,0 +1,115 @@
+"""The stage loop: denoise a stage, jump, denoise the next (TPDiff 3.5; MATH 3)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tpdiff.pyramid.noise import Generators, randn
+from tpdiff.pyramid.schedule import Level
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.pyramid.targets import check_prediction_type
+from tpdiff.sampling.solvers import SOLVERS
+from tpdiff.sampling.steps import split_steps
+
+Denoiser = Callable[[Tensor, Tensor, int], Tensor]
+"""(x at the stage's size, t (B,) in [0, 1], stage) -> prediction of x's shape."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is told after every step.
+
+    Attributes:
+        step: steps done, from 1.
+        total: steps in all.
+        stage: the stage k it belongs to, 0 the finest.
+        ends_stage: whether this was the stage's last step (a jump follows, or the end).
+        t: the time reached, in [0, 1].
+        latents: (B, C, T, H, W) at the stage's size, before any jump.
+        denoised: the clean estimate x̂0_k of the step, same shape.
+    """
+
+    step: int
+    total: int
+    stage: int
+    ends_stage: bool
+    t: float
+    latents: Tensor
+    denoised: Tensor
+
+
+@torch.no_grad()
+def sample_pyramid(
+    denoiser: Denoiser,
+    pyramid: Pyramid,
+    shape: Sequence[int],
+    steps: int | Sequence[int],
+    *,
+    latents: Tensor | None = None,
+    generator: Generators = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    prediction_type: str = "flow_prediction",
+    solver: str = "euler",
+    spacing: str = "time",
+    callback: Callable[[Progress], None] | None = None,
+) -> Tensor:
+    """Sample clean latents from noise through all stages of a pyramid.
+
+    With one stage this is the base method's own sampler.
+
+    Args:
+        denoiser: any callable (x, t, stage); it closes over text, guidance and per-frame conditions. x is
+            (B, C, T, H, W) at the stage's size, t is float32 (B,).
+        pyramid: the stages.
+        shape: full size (B, C, T, H, W).
+        steps: a total (split evenly, remainder to the coarsest) or one count a stage, coarsest first.
+        latents: unit Gaussian noise at the **coarsest** size to start from; None: drawn.
+        generator: one, or one a sample; every draw (start and jumps) comes from it.
+        device: where to sample; None: the latents' device, or the CPU.
+        dtype: of the latents between calls.
+        prediction_type: "epsilon", "sample", "v_prediction" or "flow_prediction", as in diffusers.
+        solver: "euler", "ddim" (η = 0) or "heun".
+        spacing: levels inside a stage uniform in "time" or in "angle" (atan κ).
+        callback: called with a `Progress` after every step.
+
+    Returns:
+        Clean latents, (B, C, T, H, W) at full size.
+
+    Raises:
+        ValueError: before any call of the denoiser, for an illegal size, step count, solver or prediction type.
+    """
+    counts = split_steps(steps, len(pyramid))
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
+    grids = {k: pyramid.levels(k, counts[len(pyramid) - 1 - k], spacing) for k in range(len(pyramid))}
+    coarsest = len(pyramid) - 1
+    check_prediction_type(prediction_type, pyramid.stages[coarsest].start_level)
+    start_shape = pyramid.stage_shape(shape, coarsest)
+    if latents is None:
+        x = randn(start_shape, generator, device, dtype)
+    elif tuple(latents.shape) != start_shape:
+        raise ValueError(f"latents {tuple(latents.shape)} must have the coarsest stage's shape {start_shape}")
+    else:
+        x = latents.to(device or latents.device, dtype)
+
+    advance = SOLVERS[solver]
+    done = 0
+    for k in range(coarsest, -1, -1):
+        if k < coarsest:
+            x = pyramid.jump(x, k, generator=generator)
+
+        def predict(x: Tensor, level: Level, k: int = k) -> Tensor:
+            t = torch.full((x.shape[0],), level.t, dtype=torch.float32, device=x.device)
+            return denoiser(x, t, k).to(x.dtype)
+
+        for level, target in zip(grids[k], grids[k][1:], strict=False):
+            step = advance(predict, x, level, target, prediction_type)
+            x = step.latents.to(dtype)
+            done += 1
+            if callback is not None:
+                last = target is grids[k][-1]
+                callback(Progress(done, sum(counts), k, last, target.t, x, step.denoised))
+    return x
