@@ -59,9 +59,7 @@ class StagePair:
         return alpha.to(self.sample).view(shape), sigma.to(self.sample).view(shape)
 
 
-def virtual_pair(
-    clean: Tensor, lifted: Tensor, noise: Tensor, start: Level, end: Level
-) -> tuple[Tensor, Tensor]:
+def virtual_pair(clean: Tensor, lifted: Tensor, noise: Tensor, start: Level, end: Level) -> tuple[Tensor, Tensor]:
     """(x0_k, ε_k) in closed form (MATH 2).
 
     With H = clean - lifted, x0_k = clean + κ_e/(κ_s - κ_e) H and ε_k = ε - H/(κ_s - κ_e), written without

@@ -1,0 +1,30 @@
+"""The command line: one file a command, each a thin shell around the library."""
+
+import sys
+
+import typer
+
+from tpdiff.cli import data, sample, train
+
+app = typer.Typer(
+    name="tpdiff",
+    help="Make video diffusion models pyramidal: train them, sample them, compare them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data.app, name="data", help="Make or check a folder of captioned videos.")
+app.command("train", help=train.train.__doc__)(train.train)
+app.command("sample")(sample.sample)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; bad input prints one line and exits with 2, Ctrl-C with 130."""
+    try:
+        app(args=arguments, prog_name="tpdiff")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

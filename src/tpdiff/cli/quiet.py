@@ -1,0 +1,12 @@
+"""Silence the progress bars and notices of the libraries below: a command shows its own."""
+
+
+def quiet() -> None:
+    """Only errors of diffusers and transformers reach the terminal."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

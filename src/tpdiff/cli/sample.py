@@ -1,0 +1,104 @@
+"""`tpdiff sample`: a trained model to mp4."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tpdiff.cli.quiet import quiet
+
+
+def sample(
+    model: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint, or a saved pipeline.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="What to show; may be given several times.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt a line.")] = None,
+    out: Annotated[Path, typer.Option(help="An .mp4 file; with several videos, a folder.")] = Path("video.mp4"),
+    steps: Annotated[str, typer.Option(help="A total (30) or one count a stage, coarsest first (10,10,10).")] = "30",
+    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 1.0,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    num_videos: Annotated[int, typer.Option(min=1, help="Videos of every prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first video; the n-th has seed + n.")] = 0,
+    solver: Annotated[str, typer.Option(help="euler, ddim or heun.")] = "euler",
+    frames: Annotated[int | None, typer.Option(help="Frames; as trained if not given.")] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as trained if not given.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Videos made at a time.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+) -> None:
+    """Make videos with a trained model."""
+    quiet()
+    import torch
+
+    from tpdiff.data import write_video
+    from tpdiff.sampling.pipeline import PyramidPipeline
+
+    texts: list[str | None] = [p for p in [*(prompt or []), *_read_prompts(prompts)] for _ in range(num_videos)]
+    texts = texts or [None] * num_videos
+    paths = _paths(out, len(texts))
+    height, width = _size(size)
+    pipeline = PyramidPipeline.from_pretrained(model)
+    pipeline.conditioner.check([*texts, negative_prompt])
+    made = []
+    for first in range(0, len(texts), batch):
+        chunk = texts[first : first + batch]
+        generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))]
+        started = time.perf_counter()
+        videos = pipeline(
+            None if chunk[0] is None else chunk,
+            num_videos_per_prompt=len(chunk) if chunk[0] is None else 1,
+            steps=_steps(steps),
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            num_frames=frames,
+            height=height,
+            width=width,
+            generator=generators,
+            solver=solver,
+        ).frames
+        seconds = (time.perf_counter() - started) / len(chunk)
+        for i, video in enumerate(videos):
+            path = paths[first + i]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, torch.from_numpy((video * 255).round().astype("uint8")), pipeline.config.fps)
+            made.append({"path": str(path), "prompt": chunk[i], "seed": seed + first + i, "seconds": seconds})
+            if not as_json:
+                print(f"{path}  {chunk[i] or ''}  ({seconds:.2f} s)")
+    if as_json:
+        print(json.dumps(made, indent=1))
+
+
+def _steps(text: str) -> int | list[int]:
+    try:
+        counts = [int(part) for part in text.replace("-", ",").split(",")]
+    except ValueError:
+        raise ValueError(f"steps {text!r} is neither a number (30) nor counts coarsest first (10,10,10)") from None
+    return counts[0] if len(counts) == 1 else counts
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    height, x, width = text.lower().partition("x")
+    if not (x and height.isdigit() and width.isdigit()):
+        raise ValueError(f"size {text!r} is not HEIGHTxWIDTH, e.g. 48x64")
+    return int(height), int(width)
+
+
+def _read_prompts(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    if not any(lines):
+        raise ValueError(f"{path} holds no prompt; write one a line")
+    return [line for line in lines if line]
+
+
+def _paths(out: Path, count: int) -> list[Path]:
+    """Where each video goes. Raises ValueError for a file of another kind than mp4."""
+    if count == 1 and out.suffix:
+        if out.suffix != ".mp4":
+            raise ValueError(f"videos are written as .mp4; {out} ends in {out.suffix!r}")
+        return [out]
+    folder = out.with_suffix("")
+    return [folder / f"{i:04d}.mp4" for i in range(count)]

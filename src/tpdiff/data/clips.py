@@ -1,0 +1,278 @@
+"""Clips of one geometry from a folder of captioned videos, as an endless stream that any index can enter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .errors import DataError, VideoError
+from .folder import BadFile, Entry, FolderScan, check_share, require_captions, scan
+from .frames import check_mode, check_rate, check_size, to_float, to_uint8
+from .store import cache_path, fill_memory, load_frames, store_frames
+from .stream import StreamSampler, draw_start, epoch_order, stream_indices
+from .video import VideoInfo, grid_length, inspect, read_clip, read_video
+
+__all__ = [
+    "ClipDataset",
+    "Geometry",
+    "StreamSampler",
+    "Video",
+    "collate",
+    "stream_indices",
+    "to_float",
+    "to_uint8",
+    "verify",
+]
+
+CACHES = ("auto", "memory", "disk", "none")
+Progress = Callable[[int, int], None]  # (videos done, videos in all)
+T = TypeVar("T")
+
+
+class Geometry(NamedTuple):
+    """The clips wanted: `frames` of `height` × `width` pixels at `fps` (None: each file's own), cropped or
+    stretched.
+    """
+
+    frames: int
+    height: int
+    width: int
+    fps: float | None = None
+    resize: str = "crop"
+
+    def check(self) -> None:
+        """Raise ValueError for a number that no clip can have."""
+        if self.frames < 1:
+            raise ValueError(f"frames {self.frames} is below 1")
+        if self.fps is not None:
+            check_rate(self.fps)
+        check_size((self.height, self.width))
+        check_mode(self.resize)
+
+
+@dataclass(frozen=True)
+class Video:
+    """One usable video: its entry and its length in frames of the clips' rate.
+
+    `info` is what decoding found (None when frames from a store were used). `times` (s) are those of its own
+    frames; they are kept where the clips have the file's own rate.
+    """
+
+    entry: Entry
+    length: int
+    info: VideoInfo | None = None
+    times: tuple[float, ...] = ()
+
+    @property
+    def damage(self) -> str | None:
+        """What is wrong after the last good frame, if anything."""
+        return self.info.damage if self.info else None
+
+
+class ClipDataset(Dataset[dict[str, Any]]):
+    """Clips from the videos of a folder.
+
+    `dataset[i]` is defined for every i ≥ 0 and depends on (seed, i) only: videos come in a new random order
+    each epoch (i // len), each clip starts at a random frame. It is a dict of
+        video    uint8 (3, T, H, W), RGB in [0, 255]; `to_float` brings it to [-1, 1]
+        caption  str ("" where there is none)
+        index    i
+        path     str
+    `len(dataset)` is the number of usable videos, which is the length of an epoch. Iterate with a
+    `StreamSampler`.
+
+    folder: see `tpdiff.data.folder`. frames, height, width, fps: the clips; fps None takes each file's own
+    frames. cache keeps decoded videos: "memory" (refused when they do not fit `memory_budget` bytes), "disk"
+    (files under `cache_dir`, checked before they are trusted), "none" decodes each clip when asked, "auto" is
+    memory where it fits, else none. progress: called with (videos checked, videos in all).
+
+    Every file is decoded once beforehand. Unusable ones are set aside in `bad`, with reasons; those that only
+    break off after enough frames are used and named in `damaged`.
+    Raises ValueError for a bad argument; DataError when no video is usable, when more than `max_bad_share` of
+    them are not, when a caption is missing (`require_captions`), or for whatever `scan` refuses.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        frames: int,
+        height: int,
+        width: int,
+        fps: float | None = None,
+        seed: int = 0,
+        split: str | None = None,
+        cache: str = "auto",
+        cache_dir: str | Path | None = None,
+        require_captions: bool = True,
+        max_bad_share: float = 0.1,
+        memory_budget: int = 2 * 1024**3,
+        resize: str = "crop",
+        progress: Progress | None = None,
+    ) -> None:
+        self.geometry = Geometry(frames, height, width, fps, resize)
+        self.geometry.check()
+        if cache not in CACHES:
+            raise ValueError(f"cache {cache!r} is unknown; choose one of {', '.join(CACHES)}")
+        if cache == "disk" and cache_dir is None:
+            raise ValueError("cache 'disk' needs cache_dir, the folder to keep decoded videos in")
+        self.seed = seed
+        self._stored: list[Path] | None = None
+        self._block: Tensor | None = None
+        found = scan(folder, split)
+        if require_captions:
+            _require(found, folder)
+        stores = _store_paths(found, Path(cache_dir), self.geometry) if cache == "disk" and cache_dir else {}
+        videos, bad = verify(found, self.geometry, stores, progress)
+        check_share(FolderScan(tuple(video.entry for video in videos), bad), max_bad_share)
+        self.videos, self.bad = videos, bad
+        self.damaged = tuple(BadFile(v.entry.path, v.damage) for v in videos if v.damage)
+        self._offsets = [0, *accumulate(video.length for video in videos)]
+        if cache == "disk":
+            self._stored = [stores[video.entry.path] for video in videos]
+        elif cache == "memory" or (cache == "auto" and self.decoded_bytes <= memory_budget):
+            if self.decoded_bytes > memory_budget:
+                needed, allowed = self.decoded_bytes / 1024**3, memory_budget / 1024**3
+                raise DataError(
+                    f"the decoded videos take {needed:.3g} GiB, more than memory_budget {allowed:.3g} GiB; "
+                    "raise it, or choose cache 'disk' or 'none'"
+                )
+            self._block = fill_memory([v.length for v in videos], (height, width), _decode_all(videos, self.geometry))
+
+    @property
+    def captions(self) -> list[str]:
+        """The distinct captions, sorted."""
+        return sorted({video.entry.caption for video in self.videos if video.entry.caption is not None})
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes that all usable videos take when decoded to the geometry of the clips."""
+        return self._offsets[-1] * self.geometry.height * self.geometry.width * 3
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < 0:
+            raise IndexError(f"sample index {index} is below 0")
+        epoch, place = divmod(index, len(self.videos))
+        number = epoch_order(self.seed, epoch, len(self.videos))[place]
+        video = self.videos[number]
+        start = draw_start(self.seed, index, video.length - self.geometry.frames + 1)
+        clip = self._clip(number, start).permute(3, 0, 1, 2).contiguous()
+        entry = video.entry
+        return {"video": clip, "caption": entry.caption or "", "index": index, "path": str(entry.path)}
+
+    def _clip(self, number: int, start: int) -> Tensor:
+        """uint8 (T, H, W, 3), from wherever it is kept."""
+        frames, height, width, fps, resize = self.geometry
+        if self._block is not None:
+            first = self._offsets[number] + start
+            return self._block[first : first + frames]
+        if self._stored is not None:
+            mapped = np.load(self._stored[number], mmap_mode="r", allow_pickle=False)
+            return torch.from_numpy(np.array(mapped[start : start + frames]))
+        video = self.videos[number]
+        seconds = video.times[start] if fps is None else start / fps
+        return read_clip(video.entry.path, start=seconds, frames=frames, fps=fps, size=(height, width), resize=resize)
+
+
+def verify(
+    found: FolderScan,
+    geometry: Geometry,
+    stores: dict[Path, Path] | None = None,
+    progress: Progress | None = None,
+) -> tuple[tuple[Video, ...], tuple[BadFile, ...]]:
+    """Decode every video of a scan; return those that give a clip of this geometry, and all the others.
+
+    stores: where the decoded frames of each file are kept; what is missing there is written, and a file whose
+    frames are there is not decoded again. progress: called with (videos checked, videos in all).
+    """
+    videos, bad = [], list(found.skipped)
+
+    def look(entry: Entry) -> Video | BadFile:
+        try:
+            store = (stores or {}).get(entry.path)
+            return _measured(entry, geometry) if store is None else _kept(entry, geometry, store)
+        except VideoError as error:
+            return BadFile(entry.path, error.reason)
+
+    for done, result in enumerate(_in_threads(look, found.entries), 1):
+        if isinstance(result, Video) and result.length < geometry.frames:
+            rate = "" if geometry.fps is None else f" at {geometry.fps:g} fps"
+            why = f"has {result.length} frames{rate}, {geometry.frames} are needed"
+            result = BadFile(result.entry.path, why + (f" ({result.damage})" if result.damage else ""))
+        if isinstance(result, Video):
+            videos.append(result)
+        else:
+            bad.append(result)
+        if progress is not None:
+            progress(done, len(found.entries))
+    return tuple(videos), tuple(bad)
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Samples -> video uint8 (B, 3, T, H, W), caption list[str], index int64 (B,), path list[str]."""
+    return {
+        "video": torch.stack([sample["video"] for sample in samples]),
+        "caption": [sample["caption"] for sample in samples],
+        "index": torch.tensor([sample["index"] for sample in samples]),
+        "path": [sample["path"] for sample in samples],
+    }
+
+
+def _require(found: FolderScan, folder: str | Path) -> None:
+    require_captions(found.entries, folder)
+
+
+def _measured(entry: Entry, geometry: Geometry) -> Video:
+    info, times = inspect(entry.path)
+    length = grid_length(times, info.fps, geometry.fps)
+    return Video(entry, length, info, tuple(times) if geometry.fps is None else ())
+
+
+def _kept(entry: Entry, geometry: Geometry, store: Path) -> Video:
+    size = geometry.height, geometry.width
+    frames = load_frames(store, size)
+    if frames is None:
+        store_frames(store, lambda: read_video(entry.path, fps=geometry.fps, size=size, resize=geometry.resize))
+        frames = load_frames(store, size)
+        if frames is None:
+            raise DataError(f"{store} does not read back what was just written; is the disk sound?")
+    return Video(entry, len(frames))
+
+
+def _store_paths(found: FolderScan, folder: Path, geometry: Geometry) -> dict[Path, Path]:
+    key = f"{geometry.height}x{geometry.width}|{geometry.fps}|{geometry.resize}"
+    return {entry.path: cache_path(folder, entry.path, key) for entry in found.entries}
+
+
+def _decode_all(videos: tuple[Video, ...], geometry: Geometry) -> Iterator[tuple[int, Tensor]]:
+    size = geometry.height, geometry.width
+
+    def decode(video: Video) -> Tensor:
+        return read_video(video.entry.path, fps=geometry.fps, size=size, resize=geometry.resize)
+
+    return enumerate(_in_threads(decode, videos))
+
+
+def _in_threads(work: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
+    """Results in order. A few are worked out ahead, never all of them, so that memory stays bounded."""
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        pending = [pool.submit(work, item) for item in items[: 2 * workers]]
+        for number in range(len(items)):
+            yield pending[number].result()
+            pending[number] = None  # type: ignore[call-overload]
+            if len(pending) < len(items):
+                pending.append(pool.submit(work, items[len(pending)]))

@@ -1,0 +1,310 @@
+"""Read video files: what really decodes, and the frames at given times.
+
+A container's header is a claim. Everything here that counts, counts frames that decode: the stretch from the
+first frame to the first damage. Time 0 is the presentation time of the first frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from torch import Tensor
+
+from .errors import VideoError
+from .frames import check_mode, check_rate, check_size, resize_frames
+from .writing import write_video
+
+__all__ = [
+    "VideoError",
+    "VideoInfo",
+    "grid_length",
+    "inspect",
+    "probe",
+    "read_clip",
+    "read_video",
+    "write_video",
+]
+
+TIE = 1e-6  # seconds; between two frames equally near, the earlier one is taken
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds.
+
+    `frames` is the header's claim (0 when it makes none), or the count of frames that decode when `decoded`.
+    `fps` is the average rate, `width` and `height` are in pixels as displayed, `duration` is in seconds.
+    `claimed` is always the header's claim; `damage` says what went wrong after the last good frame, if
+    anything.
+    """
+
+    path: Path
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration: float
+    claimed: int = 0
+    decoded: bool = False
+    damage: str | None = None
+
+
+def probe(path: str | Path, decode: bool = False) -> VideoInfo:
+    """Describe a video; with `decode=True` by decoding all of it, which can be trusted.
+
+    Raises VideoError when the file is missing, empty, not a video, without a video stream, without its index
+    (a recording that was cut off), or (with `decode`) when not one frame decodes.
+    """
+    if decode:
+        return inspect(path)[0]
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        fps = _rate(stream)
+        duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+        duration = duration or (container.duration or 0) / av.time_base
+        claimed = stream.frames
+        width, height = stream.codec_context.width, stream.codec_context.height
+    if min(width, height) < 1:
+        raise VideoError(path, "its header gives the picture no size")
+    return VideoInfo(Path(path), claimed, fps, width, height, duration, claimed)
+
+
+def inspect(path: str | Path) -> tuple[VideoInfo, list[float]]:
+    """Decode a whole video. Returns its description and the presentation time (s) of each frame that decodes.
+
+    Raises VideoError as `probe(path, decode=True)` does.
+    """
+    times: list[float] = []
+    damage: str | None = None
+    size = (0, 0)
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        fps, claimed = _rate(stream), stream.frames
+        try:
+            for time, frame in _decoded(container):
+                if not times:
+                    size = _displayed_size(frame)
+                times.append(time)
+        except av.FFmpegError as error:
+            damage = f"decoding stops with {error.strerror!r}"
+    if not times:
+        raise VideoError(path, "not one of its frames decodes" + (f" ({damage})" if damage else ""))
+    if claimed > len(times):
+        damage = f"the header claims {claimed} frames, {len(times)} decode"
+    duration = times[-1] + 1 / fps
+    info = VideoInfo(Path(path), len(times), fps, size[1], size[0], duration, claimed, True, damage)
+    return info, times
+
+
+def grid_length(times: list[float], native_fps: float, fps: float | None) -> int:
+    """Number of frames that a video with these frame times (s) has when it is read at `fps` (None: its
+    own).
+    """
+    if fps is None:
+        return len(times)
+    return math.floor((times[-1] + 0.5 / native_fps + TIE) * fps) + 1
+
+
+def read_clip(
+    path: str | Path,
+    *,
+    start: float = 0.0,
+    frames: int,
+    fps: float | None = None,
+    size: tuple[int, int] | None = None,
+    resize: str = "crop",
+) -> Tensor:
+    """Read one clip: the frames nearest in presentation time to start + i / fps, for i = 0 ... frames - 1.
+
+    start: seconds after the first frame. fps: frames a second of the clip; None takes the file's own frames
+    one after another, whatever their spacing. size: (height, width) in pixels, None keeps the file's. resize:
+    "crop" (cover and cut the centre) or "stretch". A frame stands for half a frame time on both sides, so a
+    clip may ask for more frames a second than the file has.
+    Returns uint8 (T, H, W, 3), RGB, T = frames.
+    Raises VideoError when the file cannot be read or fewer than `frames` frames decode, ValueError for a bad
+    argument.
+    """
+    if frames < 1:
+        raise ValueError(f"frames {frames} is below 1")
+    if not (math.isfinite(start) and start >= 0):
+        raise ValueError(f"start {start} is not a time in seconds of at least 0")
+    picked = _read(path, start, frames, fps, size, resize)
+    if len(picked) < frames:
+        rate = "its own rate" if fps is None else f"{fps:g} fps"
+        raise VideoError(path, f"{frames} frames from {start:g} s at {rate} are needed, {len(picked)} decode")
+    return _stack(path, picked)
+
+
+def read_video(
+    path: str | Path, *, fps: float | None = None, size: tuple[int, int] | None = None, resize: str = "crop"
+) -> Tensor:
+    """Read a whole video, as `read_clip` does a part: uint8 (T, H, W, 3), with every frame that decodes.
+
+    `read_video(path, fps=fps)[s : s + n]` equals `read_clip(path, start=s / fps, frames=n, fps=fps)`.
+    Raises VideoError when the file cannot be read, ValueError for a bad argument.
+    """
+    picked = _read(path, 0.0, None, fps, size, resize)
+    if not picked:
+        raise VideoError(path, "not one of its frames decodes")
+    return _stack(path, picked)
+
+
+def _read(
+    path: str | Path,
+    start: float,
+    count: int | None,
+    fps: float | None,
+    size: tuple[int, int] | None,
+    mode: str,
+) -> list[Tensor]:
+    if fps is not None:
+        check_rate(fps)
+    if size is not None:
+        check_size(size)
+    check_mode(mode)
+    picked: list[Tensor] = []
+    with _opened(path) as container:
+        half = 0.5 / _rate(container.streams.video[0])
+        for frame, times in _chosen(_from(container, start), start, count, fps, half):
+            picture = _picture(frame)
+            picked += [picture if size is None else resize_frames(picture, size, mode)] * times
+    return picked
+
+
+def _chosen(
+    timed: Iterator[tuple[float, av.VideoFrame]],
+    start: float,
+    count: int | None,
+    fps: float | None,
+    half: float,
+) -> Iterator[tuple[av.VideoFrame, int]]:
+    """Yield the wanted frames, each with how many times in a row it is wanted."""
+    taken = 0
+
+    def wanted_until(limit: float) -> int:
+        if fps is None:  # from the frame nearest to `start` on, each once
+            number = 1 if taken or start <= limit + TIE else 0
+        else:
+            number = math.floor((limit - start + TIE) * fps) + 1 - taken
+        return max(0, number if count is None else min(number, count - taken))
+
+    held: tuple[float, av.VideoFrame] | None = None
+    try:
+        for time, frame in timed:
+            if held is not None and (number := wanted_until((held[0] + time) / 2)):
+                yield held[1], number
+                taken += number
+                if taken == count:
+                    return
+            held = time, frame
+    except av.FFmpegError:
+        pass  # damage ends the video; the caller sees how many frames there were
+    if held is not None and (number := wanted_until(held[0] + half)):
+        yield held[1], number
+
+
+def _from(container: InputContainer, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames from one at or before `start` on, jumping to a key frame where the file allows it."""
+    moved = False
+    for margin in (
+        0.0,
+        2.0,
+    ):  # some files index key frames by decoding time, which is earlier: step back once
+        if start - margin <= 0:
+            break
+        try:
+            _seek(container, start - margin)
+            moved = True
+            frames = _decoded(container)
+            first = next(frames, None)
+        except av.FFmpegError:
+            break
+        if first is not None and first[0] <= start + TIE:
+            yield first
+            yield from frames
+            return
+    if moved:
+        _seek(container, 0.0)
+    yield from _decoded(container)
+
+
+def _seek(container: InputContainer, time: float) -> None:
+    stream = container.streams.video[0]
+    container.seek(int(time / _base(stream)) + (stream.start_time or 0), stream=stream, backward=True)
+
+
+def _decoded(container: InputContainer) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(seconds after the first frame, frame) for frames that decode whole, until damage."""
+    stream = container.streams.video[0]
+    base, rate, origin = _base(stream), _rate(stream), stream.start_time or 0
+    for index, frame in enumerate(container.decode(stream)):
+        if frame.is_corrupt:
+            return
+        stamp = frame.pts if frame.pts is not None else frame.dts
+        yield (index / rate if stamp is None else (stamp - origin) * base), frame
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[InputContainer]:
+    """Open a file that has a video stream; whatever the container says against it becomes a VideoError."""
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(path, "is a folder, not a file" if path.is_dir() else "no such file")
+    if path.stat().st_size == 0:
+        raise VideoError(path, "the file is empty (0 bytes)")
+    try:  # a playlist in disguise must not reach the network
+        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"})
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(path, _unreadable(path, error)) from error
+    with container:
+        if not container.streams.video:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams}))
+            raise VideoError(path, f"holds no video stream (only {kinds or 'an empty shell'})")
+        try:
+            yield container
+        except av.FFmpegError as error:
+            raise VideoError(path, f"cannot be read: {error.strerror}") from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    head = path.open("rb").read(12)
+    if head[4:8] == b"ftyp":
+        return "an mp4 without its index (moov), as a cut-off recording leaves it; it cannot be decoded"
+    return f"not a video ({getattr(error, 'strerror', None) or error})"
+
+
+def _base(stream: av.VideoStream) -> float:
+    return float(stream.time_base) if stream.time_base else 1 / av.time_base
+
+
+def _rate(stream: av.VideoStream) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _displayed_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """(height, width) after the turn that the file asks for."""
+    sides = frame.height, frame.width
+    return sides if frame.rotation % 180 == 0 else sides[::-1]
+
+
+def _picture(frame: av.VideoFrame) -> Tensor:
+    """uint8 (1, H, W, 3), upright."""
+    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+    return torch.from_numpy(np.ascontiguousarray(pixels))[None]
+
+
+def _stack(path: str | Path, pictures: list[Tensor]) -> Tensor:
+    sizes = {(picture.shape[1], picture.shape[2]) for picture in pictures}
+    if len(sizes) > 1:
+        raise VideoError(path, f"its frames change size ({sorted(sizes)}); ask for one size")
+    return torch.cat(pictures)

@@ -1,0 +1,120 @@
+"""Loss curves as SVG that stands inside a page and takes the page's text colour."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tpdiff.evaluation.results import ArmResult, LossPoint
+
+COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#e11d48")  # readable on white and on near-black
+_INK = "#010203"  # stands for the page's text colour until the SVG is written
+_MOST_POINTS = 600
+
+
+@dataclass(frozen=True)
+class LossPanel:
+    """One small plot.
+
+    Attributes:
+        title: arm and stage.
+        svg: the `<svg>` element.
+        description: what it shows, in words.
+    """
+
+    title: str
+    svg: str
+    description: str
+
+
+def loss_panels(arms: Sequence[ArmResult]) -> list[LossPanel]:
+    """Loss against training seconds, one panel for every stage of every arm, all over the same span of time.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    span = max((point.seconds for arm in arms for point in arm.losses), default=0.0)
+    panels = []
+    for index, arm in enumerate(arms):
+        stages = sorted({point.stage for point in arm.losses}, reverse=True)
+        for stage in stages:
+            points = [point for point in arm.losses if point.stage == stage]
+            title = arm.label if len(stages) == 1 else f"{arm.label}, stage {stage}"
+            if len(stages) > 1 and stage in (stages[0], stages[-1]):
+                title += " (coarsest)" if stage == stages[0] else " (finest)"
+            panels.append(_panel(title, points, span, COLORS[index % len(COLORS)]))
+    return panels
+
+
+def smooth(values: Sequence[float], window: int) -> np.ndarray:
+    """Centred running mean of (n,) values over `window` of them, over fewer at both ends."""
+    y = np.asarray(values, dtype=np.float64)
+    total = np.concatenate(([0.0], np.cumsum(y)))
+    index = np.arange(len(y))
+    low = np.maximum(index - window // 2, 0)
+    high = np.minimum(index + window // 2 + 1, len(y))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _panel(title: str, points: Sequence[LossPoint], span: float, color: str) -> LossPanel:
+    x = np.array([point.seconds for point in points])
+    raw = np.array([point.loss for point in points])
+    mean = smooth(raw, max(3, len(raw) // 25))
+    description = f"{title}: smoothed loss from {mean[0]:.4g} to {mean[-1]:.4g} over {len(points)} recorded steps"
+    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MOST_POINTS)).round().astype(int))
+    return LossPanel(title, _draw(title, x[keep], raw[keep], mean[keep], span, color), description)
+
+
+def _draw(title: str, x: np.ndarray, raw: np.ndarray, mean: np.ndarray, span: float, color: str) -> str:
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('plots need matplotlib: pip install "tpdiff[report]"') from error
+
+    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "font.family": "sans-serif"}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(3.6, 2.5), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(x, raw, color=color, alpha=0.3, linewidth=0.7)
+        axes.plot(x, mean, color=color, linewidth=1.8)
+        axes.set_xlim(0, span or 1)
+        axes.set_ylim(*_limits(raw, mean))
+        axes.set_xlabel("training seconds", color=_INK)
+        axes.set_ylabel("loss", color=_INK)
+        axes.grid(color=_INK, alpha=0.12, linewidth=0.6)
+        axes.tick_params(colors=_INK, length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.patch.set_visible(False)
+        figure.patch.set_visible(False)
+        file = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(file, metadata=nothing)
+    return _inline(file.getvalue())
+
+
+def _limits(raw: np.ndarray, mean: np.ndarray) -> tuple[float, float]:
+    """Room for the smoothed line after its first fall and for nearly all of the raw one, not for lone spikes."""
+    finite = raw[np.isfinite(raw)]
+    if not len(finite):
+        return 0.0, 1.0
+    settled = mean[len(mean) // 50 :]
+    low = min(np.percentile(finite, 1), np.nanmin(settled))
+    high = max(np.percentile(finite, 97), np.nanmax(settled))
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return max(low - margin, 0.0) if low >= 0 else low - margin, high + margin
+
+
+def _inline(svg: str) -> str:
+    """A standalone SVG file -> an element for HTML: no prologue, no metadata, no fixed size, no namespaces."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    head, body = svg.split(">", 1)
+    head = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", head)
+    return f'{head} aria-hidden="true">{body}'.replace(_INK, "currentColor").replace("xlink:href", "href").strip()

@@ -1,0 +1,79 @@
+"""Any diffusers autoencoder, of images or of videos, behind two functions over (B, C, T, H, W)."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoModel
+from torch import Tensor, nn
+
+
+def load_autoencoder(folder: str) -> nn.Module:
+    """A frozen autoencoder in evaluation mode from a diffusers folder (safetensors only).
+
+    Raises:
+        ValueError: no autoencoder there.
+    """
+    try:
+        vae = AutoModel.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no autoencoder in {folder!r}: {error}") from error
+    if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
+        raise ValueError(f"{folder!r} holds a {type(vae).__name__}, which cannot encode and decode")
+    return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_video(vae: nn.Module, video: Tensor) -> Tensor:
+    """Video (B, 3, T, H, W) in [-1, 1] -> normalised latents (B, C, t, h, w), the posterior's mode."""
+    frames = video.shape[2]
+    x = video.to(next(vae.parameters()).dtype)
+    x = x if _is_video(vae) else x.transpose(1, 2).flatten(0, 1)
+    latents = vae.encode(x).latent_dist.mode()
+    if not _is_video(vae):
+        latents = latents.unflatten(0, (-1, frames)).transpose(1, 2)
+    shift, scale = _normalisation(vae, latents)
+    return (latents.float() - shift) * scale
+
+
+@torch.no_grad()
+def decode_video(vae: nn.Module, latents: Tensor) -> Tensor:
+    """Normalised latents (B, C, t, h, w) -> video (B, 3, T, H, W), float32, about [-1, 1]."""
+    shift, scale = _normalisation(vae, latents)
+    z = (latents / scale + shift).to(next(vae.parameters()).dtype)
+    if _is_video(vae):
+        return vae.decode(z, return_dict=False)[0].float()
+    video = vae.decode(z.transpose(1, 2).flatten(0, 1), return_dict=False)[0]
+    return video.unflatten(0, (-1, latents.shape[2])).transpose(1, 2).float()
+
+
+def _is_video(vae: nn.Module) -> bool:
+    """Video autoencoders convolve over time: their kernels have three axes."""
+    return any(p.ndim == 5 for p in vae.parameters())
+
+
+def _normalisation(vae: nn.Module, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """(shift, scale) of unit-variance latents, from whichever statistics the autoencoder carries."""
+    config = vae.config
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        view = (1, -1, 1, 1, 1)
+        return latents.new_tensor(mean).view(view), 1 / latents.new_tensor(std).view(view)
+    shift = getattr(config, "shift_factor", None) or 0.0
+    scale = getattr(config, "scaling_factor", None) or 1.0
+    return latents.new_tensor(shift), latents.new_tensor(scale)
+
+
+@torch.no_grad()
+def latent_shape(vae: nn.Module, size: Sequence[int]) -> tuple[int, int, int, int]:
+    """(C, t, h, w) of the latents of a video of `size` (num_frames, height, width), by encoding one.
+
+    Raises:
+        ValueError: the autoencoder cannot encode that size.
+    """
+    param = next(vae.parameters())
+    try:
+        latents = encode_video(vae, torch.zeros(1, 3, *size, device=param.device))
+    except RuntimeError as error:
+        raise ValueError(f"the autoencoder cannot encode {tuple(size)} (frames, height, width): {error}") from error
+    _, c, t, h, w = latents.shape
+    return c, t, h, w

@@ -1,0 +1,114 @@
+"""From prompts to what a denoiser takes: nothing, a class label, or text states.
+
+Every conditioner turns a list of prompts, None standing for "no prompt", into keyword arguments of the network's
+forward. Training drops prompts to None and guidance asks for None, so both meet the same null condition.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from tpdiff.models.text import encode_prompts
+
+Prompt = str | None
+
+
+class Conditioner(Protocol):
+    """What training and sampling ask of a conditioner."""
+
+    def network_config(self) -> dict[str, int]:
+        """The network's configuration entries that this conditioner fixes."""
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise ValueError for a prompt that cannot be encoded, before any work."""
+
+    def encode(self, prompts: Sequence[Prompt], device: torch.device | str) -> dict[str, Tensor]:
+        """Keyword arguments of the network's forward for a batch of prompts."""
+
+
+class NoCondition:
+    """An unconditional model: prompts are refused."""
+
+    def network_config(self) -> dict[str, int]:
+        return {}
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        if any(p is not None for p in prompts):
+            raise ValueError("this model was trained without captions and takes no prompt")
+
+    def encode(self, prompts: Sequence[Prompt], device: torch.device | str) -> dict[str, Tensor]:
+        return {}
+
+
+class LabelCondition:
+    """Each distinct caption of the training set is a class; the class after the last means "no prompt".
+
+    Args:
+        labels: the captions, in class order.
+    """
+
+    def __init__(self, labels: Sequence[str]):
+        if not labels:
+            raise ValueError("a label condition needs at least one caption")
+        self.labels = list(labels)
+        self._index = {label: i for i, label in enumerate(self.labels)}
+
+    def network_config(self) -> dict[str, int]:
+        return {"num_classes": len(self.labels)}
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            if prompt is not None and prompt not in self._index:
+                nearest = difflib.get_close_matches(prompt, self.labels, n=3, cutoff=0) or self.labels[:3]
+                raise ValueError(
+                    f"this model knows {len(self.labels)} captions as classes and {prompt!r} is not one of them; "
+                    f"nearest: {', '.join(repr(n) for n in nearest)}"
+                )
+
+    def encode(self, prompts: Sequence[Prompt], device: torch.device | str) -> dict[str, Tensor]:
+        self.check(prompts)
+        classes = [len(self.labels) if p is None else self._index[p] for p in prompts]
+        return {"class_labels": torch.tensor(classes, device=device)}
+
+
+class TextCondition:
+    """Token states of a text encoder; "no prompt" is the empty text. Encoded captions are kept.
+
+    Args:
+        text_encoder: a frozen Hugging Face encoder.
+        tokenizer: its tokenizer.
+        max_length: tokens a caption is padded or cut to.
+    """
+
+    def __init__(self, text_encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, max_length: int = 32):
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def network_config(self) -> dict[str, int]:
+        config: Any = self.text_encoder.config
+        return {"text_dim": getattr(config, "hidden_size", None) or config.d_model}
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            if prompt is not None and not isinstance(prompt, str):
+                raise ValueError(f"a prompt must be text, got {type(prompt).__name__}")
+
+    def encode(self, prompts: Sequence[Prompt], device: torch.device | str) -> dict[str, Tensor]:
+        self.check(prompts)
+        texts = [p or "" for p in prompts]
+        new = sorted(set(texts) - self._known.keys())
+        for batch in (new[i : i + 64] for i in range(0, len(new), 64)):
+            encoded = encode_prompts(self.text_encoder, self.tokenizer, batch, self.max_length)
+            rows = zip(encoded.prompt_embeds.cpu(), encoded.prompt_attention_mask.cpu(), strict=True)
+            self._known.update(zip(batch, rows, strict=True))
+        states, masks = zip(*(self._known[text] for text in texts), strict=True)
+        return {
+            "encoder_hidden_states": torch.stack(states).to(device),
+            "encoder_attention_mask": torch.stack(masks).to(device),
+        }

@@ -1,0 +1,94 @@
+"""Three-axis rotary positions shared by all stages of a pyramid (MATH 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tpdiff.pyramid.positions import positions
+
+Triple = tuple[float, float, float]
+
+
+def split_pairs(head_dim: int) -> tuple[int, int, int]:
+    """How many of a head's ``head_dim / 2`` rotated pairs go to T, H and W: a third each, the rest to T."""
+    pairs = head_dim // 2
+    return pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
+
+
+def rotary_angles(
+    size: Sequence[int],
+    strides: Sequence[float],
+    head_dim: int,
+    *,
+    modes: Sequence[str] = ("interpolate",) * 3,
+    theta: float = 1000.0,
+    causal_time: bool = False,
+) -> Tensor:
+    """Rotation angle of every token and pair, in radians.
+
+    Pair j of the n pairs of an axis turns by ``position * theta^(-j/n)``, position in full-size elements.
+
+    Args:
+        size: (T, H, W) in tokens.
+        strides: (T, H, W) full-size elements per token.
+        head_dim: channels of one attention head.
+        modes: position mode of each axis, see :func:`tpdiff.pyramid.positions.positions`.
+        theta: ratio of the longest wavelength to the shortest.
+        causal_time: whether the first frame stands alone.
+
+    Returns:
+        float64 tensor of shape (T * H * W, head_dim / 2), tokens in T, H, W order, pairs of T first.
+    """
+    parts = []
+    for axis, pairs in enumerate(split_pairs(head_dim)):
+        where = positions(
+            size[axis], strides[axis], mode=modes[axis], causal=causal_time and axis == 0
+        )
+        frequency = theta ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        shape = [1, 1, 1, pairs]
+        shape[axis] = size[axis]
+        parts.append((where[:, None] * frequency).view(shape).expand(*size, pairs))
+    return torch.cat(parts, dim=-1).flatten(0, 2)
+
+
+def rotary_table(
+    size: tuple[int, int, int],
+    strides: Triple,
+    head_dim: int,
+    modes: tuple[str, str, str],
+    theta: float,
+    causal_time: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Cosines and sines of :func:`rotary_angles`, remembered between calls.
+
+    Returns:
+        tensor of shape (2, T * H * W, head_dim / 2): cosines, sines.
+    """
+    build = _build_table if torch.compiler.is_compiling() else _remembered_table
+    return build(size, strides, head_dim, modes, theta, causal_time, device, dtype)
+
+
+def _build_table(
+    size: tuple[int, int, int],
+    strides: Triple,
+    head_dim: int,
+    modes: tuple[str, str, str],
+    theta: float,
+    causal_time: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    angles = rotary_angles(size, strides, head_dim, modes=modes, theta=theta, causal_time=causal_time)
+    return torch.stack((angles.cos(), angles.sin())).to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _remembered_table(*key: object) -> Tensor:
+    with torch.inference_mode(False):  # a table first made while sampling must also serve training
+        return _build_table(*key)  # type: ignore[arg-type]

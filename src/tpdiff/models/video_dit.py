@@ -1,0 +1,189 @@
+"""VideoDiT: the reference denoiser, a diffusion transformer over video patches of any stage."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from tpdiff.models import checks
+from tpdiff.models.blocks import DiTBlock
+from tpdiff.models.embeddings import patchify, timestep_embedding, unpatchify
+from tpdiff.models.fused import modulated_norm
+from tpdiff.models.rotary import rotary_table
+from tpdiff.pyramid.positions import MODES
+
+TIME_CHANNELS = 256
+
+
+class VideoDiT(ModelMixin, ConfigMixin):
+    """A video denoiser: AdaLN-zero transformer, full spatio-temporal attention, one position axis for all stages.
+
+    A stage's stride against full size enters the rotary positions alone (MATH 7): coarse and fine tokens that
+    cover the same frames stand at the same place. An untrained network returns zeros.
+
+    Args:
+        in_channels: C of the input video or latents.
+        out_channels: C of the output; ``None`` means ``in_channels``.
+        patch_size: (T, H, W) elements of one token.
+        hidden_size: width D of the tokens.
+        num_layers: number of blocks.
+        num_attention_heads: heads; ``hidden_size / num_attention_heads`` must be even and at least 6.
+        mlp_ratio: width of the feed-forward layer over ``hidden_size``.
+        text_dim: channels of the text embeddings; ``None`` for a network without text.
+        num_classes: number of class labels; label ``num_classes`` is the null class. ``None`` for no labels.
+        num_stages: number of stages told apart by a learned embedding (MATH 7); ``None`` for none.
+        rope_modes: position mode of T, H, W, see :func:`tpdiff.pyramid.positions.positions`.
+        rope_theta: ratio of the longest rotary wavelength to the shortest (the latter is 2 pi elements).
+        causal_time: whether the first frame of every stage is a single full-rate frame (causal video VAEs).
+        qk_norm_eps: epsilon of the RMS norm of queries and keys.
+
+    Raises:
+        ValueError: a configuration that cannot be built, with the rule it breaks.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DiTBlock"]
+    _repeated_blocks = ["DiTBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        patch_size: tuple[int, int, int] = (1, 8, 8),
+        hidden_size: int = 256,
+        num_layers: int = 8,
+        num_attention_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        text_dim: int | None = None,
+        num_classes: int | None = None,
+        num_stages: int | None = None,
+        rope_modes: tuple[str, str, str] = ("interpolate", "interpolate", "interpolate"),
+        rope_theta: float = 1000.0,
+        causal_time: bool = False,
+        qk_norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        checks.check_config(hidden_size, num_attention_heads, patch_size, rope_modes, MODES)
+        self.gradient_checkpointing = False
+        self.in_channels, self.text_dim = in_channels, text_dim
+        self.num_classes, self.num_stages = num_classes, num_stages
+        self.patch_size = tuple(patch_size)
+        self.rope = (hidden_size // num_attention_heads, tuple(rope_modes), rope_theta, causal_time)
+        volume = patch_size[0] * patch_size[1] * patch_size[2]
+
+        self.patch_embed = nn.Linear(in_channels * volume, hidden_size)
+        self.time_embed = nn.Sequential(
+            nn.Linear(TIME_CHANNELS, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+        self.class_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes is not None else None
+        self.stage_embed = nn.Embedding(num_stages, hidden_size) if num_stages is not None else None
+        self.text_embed = nn.Linear(text_dim, hidden_size) if text_dim is not None else None
+        self.text_null = nn.Parameter(torch.empty(1, 1, hidden_size)) if text_dim is not None else None
+        self.blocks = nn.ModuleList(
+            DiTBlock(hidden_size, num_attention_heads, mlp_ratio, qk_norm_eps, text_dim is not None)
+            for _ in range(num_layers)
+        )
+        self.final_modulation = nn.Linear(hidden_size, 2 * hidden_size)
+        self.final_projection = nn.Linear(hidden_size, (out_channels or in_channels) * volume)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier for linear layers, small normals for embeddings, zeros for all that must start silent."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        if self.text_null is not None:
+            nn.init.normal_(self.text_null, std=0.02)
+        silent = [self.final_modulation, self.final_projection]
+        for block in self.blocks:
+            silent += [block.modulation] + ([block.cross_attention.to_out] if block.cross_attention else [])
+        for layer in silent:
+            nn.init.zeros_(layer.weight)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        strides: tuple[float, float, float] = (1, 1, 1),
+        stage: int | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Predict the target of one stage.
+
+        Args:
+            hidden_states: (B, C, T, H, W) noisy video of a stage, each axis a multiple of the patch.
+            timestep: (B,) float, diffusion time in [0, 1], 1 is pure noise.
+            encoder_hidden_states: (B, L, text_dim) text embeddings.
+            encoder_attention_mask: (B, L) bool, True where a text token is attended to. A sample whose mask is
+                all False is unconditional: it attends to a learned null token, which every sample has.
+            class_labels: (B,) integers, 0 .. num_classes - 1, or num_classes for no class.
+            strides: (T, H, W) stride of the stage against full size; full size is (1, 1, 1).
+            stage: index of the stage, 0 the finest; needed by, and read by, a network with ``num_stages``.
+            return_dict: return a ``Transformer2DModelOutput`` rather than a tuple.
+
+        Returns:
+            ``sample`` of shape (B, out_channels, T, H, W), in the dtype of ``hidden_states``.
+
+        Raises:
+            ValueError: an argument of wrong shape or value, with the rule and the nearest legal values.
+        """
+        batch, size = hidden_states.shape[0], hidden_states.shape[2:]
+        checks.check_video(hidden_states, self.in_channels, self.patch_size)
+        checks.check_timestep(timestep, batch)
+        checks.check_strides(strides)
+        checks.check_text(encoder_hidden_states, encoder_attention_mask, batch, self.text_dim)
+        checks.check_labels(class_labels, batch, self.num_classes)
+        checks.check_stage(stage, self.num_stages)
+
+        weight = self.patch_embed.weight
+        tokens = self.patch_embed(patchify(hidden_states.to(weight.dtype), self.patch_size))
+        conditioning = self._conditioning(timestep, class_labels, stage)
+        rotary = self._rotary(tuple(size), strides, tokens)
+        text, text_mask = self._text(encoder_hidden_states, encoder_attention_mask)
+
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, conditioning, rotary, text, text_mask)
+            else:
+                tokens = block(tokens, conditioning, rotary, text, text_mask)
+
+        shift, scale = self.final_modulation(conditioning)[:, None].chunk(2, dim=-1)
+        tokens = self.final_projection(modulated_norm(tokens, shift, scale))
+        sample = unpatchify(tokens, size, self.patch_size).to(hidden_states.dtype)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _conditioning(self, timestep: Tensor, class_labels: Tensor | None, stage: int | None) -> Tensor:
+        """(B, D): SiLU of the sum of the embeddings of time, class and stage."""
+        embedding = self.time_embed(timestep_embedding(timestep, TIME_CHANNELS).to(self.patch_embed.weight.dtype))
+        if self.class_embed is not None and class_labels is not None:
+            embedding = embedding + self.class_embed(class_labels)
+        if self.stage_embed is not None and stage is not None:
+            embedding = embedding + self.stage_embed.weight[stage]
+        return F.silu(embedding)
+
+    def _rotary(self, size: tuple[int, ...], strides: tuple[float, float, float], tokens: Tensor) -> Tensor:
+        """Rotary table of this size: a token of a patch of p elements has p times the stage's stride."""
+        t, h, w = (n // p for n, p in zip(size, self.patch_size, strict=True))
+        token_strides = tuple(float(p * stride) for p, stride in zip(self.patch_size, strides, strict=True))
+        return rotary_table((t, h, w), token_strides, *self.rope, tokens.device, tokens.dtype)
+
+    def _text(self, text: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Text tokens (B, 1 + L, D), the null token first, and their mask (B, 1, 1, 1 + L)."""
+        if self.text_embed is None or text is None:
+            return None, None
+        text = self.text_embed(F.layer_norm(text.to(self.text_embed.weight.dtype), text.shape[-1:]))
+        text = torch.cat((self.text_null.to(text.dtype).expand(text.shape[0], -1, -1), text), dim=1)
+        if mask is not None:
+            mask = F.pad(mask, (1, 0), value=True)[:, None, None]
+        return text, mask

@@ -1,0 +1,61 @@
+"""From a network and its conditions to a denoiser that the stage loop can call."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.sampling.loop import Denoiser
+
+Network = Callable[..., Tensor]
+
+
+def network_inputs(network: torch.nn.Module, pyramid: Pyramid, stage: int) -> dict:
+    """What a stage-aware network is told besides latents and time: its strides, and its index if it embeds it."""
+    told: dict = {"strides": pyramid.factors[stage]}
+    if getattr(network.config, "num_stages", None):
+        told["stage"] = stage
+    return told
+
+
+def guided_denoiser(
+    network: torch.nn.Module,
+    pyramid: Pyramid,
+    condition: Mapping[str, Tensor],
+    null_condition: Mapping[str, Tensor] | None = None,
+    guidance_scale: float = 1.0,
+) -> Denoiser:
+    """A denoiser with classifier-free guidance: null + guidance_scale (conditional - null).
+
+    Both predictions come from one call on a doubled batch; without a null condition, or at guidance 1, the
+    network is called once on the batch itself.
+
+    Args:
+        network: called as network(x, t, **condition, strides=..., return_dict=False)[0].
+        pyramid: tells the strides of every stage.
+        condition: keyword arguments of the network, each of B rows.
+        null_condition: the same for the null (or negative) prompt.
+        guidance_scale: 1 is no guidance.
+    """
+    dtype = next(network.parameters()).dtype
+    guide = null_condition is not None and bool(condition) and guidance_scale != 1
+    kwargs = {name: _cast(value, dtype) for name, value in condition.items()}
+    if guide:
+        assert null_condition is not None
+        kwargs = {n: torch.cat([_cast(null_condition[n], dtype), value]) for n, value in kwargs.items()}
+
+    def denoise(x: Tensor, t: Tensor, stage: int) -> Tensor:
+        inputs = (torch.cat([x, x]), torch.cat([t, t])) if guide else (x, t)
+        told = network_inputs(network, pyramid, stage)
+        out = network(inputs[0].to(dtype), inputs[1], **kwargs, **told, return_dict=False)[0].float()
+        if not guide:
+            return out
+        null, conditional = out.chunk(2)
+        return null + guidance_scale * (conditional - null)
+
+    return denoise
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value

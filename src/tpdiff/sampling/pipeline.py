@@ -1,0 +1,219 @@
+"""PyramidPipeline: a trained pyramidal model with everything it needs to make videos, in diffusers' layout."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+
+from tpdiff.models.autoencoder import decode_video
+from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition, TextCondition
+from tpdiff.models.text import load_text_encoder
+from tpdiff.models.video_dit import VideoDiT
+from tpdiff.pyramid.geometry import check_video_size
+from tpdiff.pyramid.noise import Generators
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.sampling.denoiser import guided_denoiser
+from tpdiff.sampling.loop import Progress, sample_pyramid
+from tpdiff.sampling.steps import split_steps
+
+
+@dataclass
+class PyramidPipelineOutput(BaseOutput):
+    """Videos.
+
+    Attributes:
+        frames: numpy (B, T, H, W, 3) in [0, 1], or what `output_type` asked for.
+    """
+
+    frames: np.ndarray | Tensor | list
+
+
+class PyramidPipeline(DiffusionPipeline):
+    """Text, label or nothing to video, through the stages of a pyramid.
+
+    Args:
+        transformer: the denoiser.
+        vae: an autoencoder of images or videos; None for a model of pixels.
+        text_encoder: a Hugging Face encoder, or None.
+        tokenizer: its tokenizer, or None.
+        pyramid: `Pyramid.config()`.
+        prediction_type: what the transformer predicts.
+        default_size: (num_frames, height, width) in pixels that it was trained at.
+        latent_ratio: the autoencoder's compression (T, H, W); all ones without one.
+        fps: frames a second of its training clips.
+        labels: captions in class order, for a label-conditional model.
+        text_source: where the text encoder comes from when none is saved beside the weights.
+        max_text_length: tokens a prompt is padded or cut to.
+    """
+
+    _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    def __init__(
+        self,
+        transformer: VideoDiT,
+        vae: Any = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        pyramid: dict | None = None,
+        prediction_type: str = "flow_prediction",
+        default_size: tuple = (16, 64, 64),
+        latent_ratio: tuple = (1, 1, 1),
+        fps: float = 8.0,
+        labels: Sequence[str] | None = None,
+        text_source: str | None = None,
+        max_text_length: int = 32,
+    ):
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_to_config(
+            pyramid=pyramid,
+            prediction_type=prediction_type,
+            default_size=list(default_size),
+            latent_ratio=list(latent_ratio),
+            fps=fps,
+            labels=None if labels is None else list(labels),
+            text_source=text_source,
+            max_text_length=max_text_length,
+        )
+        if pyramid is None:
+            raise ValueError("PyramidPipeline needs pyramid=Pyramid(...).config()")
+        self.pyramid = Pyramid.from_config(pyramid)
+        self.video_processor = VideoProcessor()
+        self._conditioner: Conditioner | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "PyramidPipeline":
+        """Load what `save_pretrained` or `tpdiff train` wrote; of a run's folder, the newest checkpoint.
+
+        Raises:
+            FileNotFoundError: no pipeline in the folder, or no checkpoint in the run.
+        """
+        folder = newest_checkpoint(Path(pretrained_model_name_or_path))
+        return super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """How this model turns prompts into network inputs; loads the text encoder on first use."""
+        if self._conditioner is None:
+            self._conditioner = self._make_conditioner()
+        return self._conditioner
+
+    def _make_conditioner(self) -> Conditioner:
+        if self.config.labels:
+            return LabelCondition(self.config.labels)
+        if self.text_encoder is None and self.config.text_source is None:
+            return NoCondition()
+        if self.text_encoder is None:
+            encoder, tokenizer = load_text_encoder(self.config.text_source)
+            self.register_modules(text_encoder=encoder.to(self.device), tokenizer=tokenizer)
+        return TextCondition(self.text_encoder, self.tokenizer, self.config.max_text_length)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        steps: int | Sequence[int] = 30,
+        guidance_scale: float = 1.0,
+        negative_prompt: str | None = None,
+        num_videos_per_prompt: int = 1,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        solver: str = "euler",
+        output_type: str = "np",
+        callback: Callable[[Progress], None] | None = None,
+        return_dict: bool = True,
+    ) -> PyramidPipelineOutput | tuple:
+        """Make videos.
+
+        Args:
+            prompt: one, or a list; None for no condition.
+            steps: a total, or one count a stage, coarsest first.
+            guidance_scale: classifier-free guidance; 1 is none (and costs nothing).
+            negative_prompt: what guidance leads away from; None: no prompt.
+            num_videos_per_prompt: videos of each prompt.
+            num_frames: pixels' frames, None: as trained. Likewise height and width.
+            generator: one, or one a video.
+            latents: noise at the coarsest stage's size.
+            solver: "euler", "ddim" or "heun".
+            output_type: "np" (B, T, H, W, 3) in [0, 1], "pt" (B, T, 3, H, W) in [0, 1], "pil", or "latent".
+            callback: called with a `Progress` after every step.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: before any work, for a size, step count or prompt that cannot be served.
+        """
+        split_steps(steps, len(self.pyramid))
+        prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+        if not prompts or num_videos_per_prompt < 1:
+            raise ValueError("at least one prompt and one video per prompt are needed")
+        wanted = (num_frames, height, width)
+        size = tuple(w or d for w, d in zip(wanted, self.config.default_size, strict=True))
+        prompts = [p for p in prompts for _ in range(num_videos_per_prompt)]
+        self.conditioner.check([*prompts, negative_prompt])
+        shape = (len(prompts), *self.latent_shape(size))
+
+        device = self._execution_device
+        condition = self.conditioner.encode(prompts, device)
+        null = self.conditioner.encode([negative_prompt] * len(prompts), device)
+        has_prompt = any(p is not None for p in prompts)
+        denoiser = guided_denoiser(
+            self.transformer, self.pyramid, condition, null if has_prompt else None, guidance_scale
+        )
+        video = sample_pyramid(
+            denoiser,
+            self.pyramid,
+            shape,
+            steps,
+            latents=latents,
+            generator=generator,
+            device=device,
+            prediction_type=self.config.prediction_type,
+            solver=solver,
+            callback=callback,
+        )
+        frames: Any = video
+        if output_type != "latent":
+            pixels = video if self.vae is None else decode_video(self.vae, video)
+            frames = self.video_processor.postprocess_video(pixels.clamp(-1, 1), output_type=output_type)
+        return PyramidPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def latent_shape(self, size: Sequence[int]) -> tuple[int, int, int, int]:
+        """(C, t, h, w) of the latents of a video of `size` (num_frames, height, width) in pixels.
+
+        Raises:
+            ValueError: a size that the autoencoder, the patches or some stage cannot hold, with the nearest legal.
+        """
+        config, ratio = self.transformer.config, self.config.latent_ratio
+        causal = self.pyramid.causal_time or ratio[0] > 1
+        check_video_size(size, self.pyramid.factors[-1], config.patch_size, ratio, causal)
+        frames = 1 + (size[0] - 1) // ratio[0] if causal else size[0] // ratio[0]
+        return (config.in_channels, frames, size[1] // ratio[1], size[2] // ratio[2])
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The folder that holds a pipeline: `folder` itself, or the newest checkpoint of the run in it.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    if (folder / "model_index.json").is_file():
+        return folder
+    steps = sorted(p for p in (folder / "checkpoints").glob("step-*") if (p / "model_index.json").is_file())
+    if not steps:
+        raise FileNotFoundError(
+            f"no model in {folder}: expected a folder that `tpdiff train` or save_pretrained wrote "
+            "(model_index.json, or checkpoints/step-*)"
+        )
+    return steps[-1]

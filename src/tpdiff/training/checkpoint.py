@@ -1,0 +1,98 @@
+"""Checkpoints: complete or absent, safetensors and JSON only.
+
+A checkpoint is a folder that `PyramidPipeline.from_pretrained` loads (the averaged weights), with the training
+state beside it. It is written under another name, flushed to disk, and renamed when whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+TENSORS = "training_state.safetensors"
+STATE = "training_state.json"
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """An optimizer's state as flat tensors, "optimizer.<parameter>.<moment>"."""
+    names = {p: name for name, p in network.named_parameters()}
+    return {
+        f"optimizer.{names[p]}.{moment}": torch.as_tensor(value).contiguous()
+        for p, state in optimizer.state.items()
+        for moment, value in state.items()
+    }
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `pack_optimizer` took, each moment on its parameter's device."""
+    for name, p in network.named_parameters():
+        prefix = f"optimizer.{name}."
+        moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        optimizer.state[p] = {m: v if m == "step" else v.to(p.device) for m, v in moments.items() if "." not in m}
+
+
+def write_checkpoint(folder: Path, pipeline: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write a whole checkpoint or none.
+
+    Args:
+        folder: its final place.
+        pipeline: a PyramidPipeline over the averaged weights.
+        tensors: weights and moments to resume from.
+        state: JSON values: counters and the like.
+
+    Raises:
+        OSError: it could not be written (full disk, say); nothing is left behind.
+    """
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        pipeline.save_pretrained(str(aside), safe_serialization=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(aside / TENSORS))
+        (aside / STATE).write_text(json.dumps(state, indent=1))
+        for path in [*aside.rglob("*"), aside]:
+            _flush(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(aside, folder)
+        _flush(folder.parent)
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(f"checkpoint {folder} could not be written: {error}") from error
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, state) of a checkpoint.
+
+    Raises:
+        ValueError: it holds no training state, or cannot be read.
+    """
+    try:
+        return load_file(str(folder / TENSORS)), json.loads((folder / STATE).read_text())
+    except Exception as error:
+        raise ValueError(f"{folder} is not a training checkpoint that can be resumed: {error}") from error
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step-*") if (p / STATE).is_file())
+
+
+def drop_old_checkpoints(run: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for folder in checkpoints(run)[:-keep]:
+        shutil.rmtree(folder)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,141 @@
+"""What a run is: typed, validated, from YAML with dotted overrides (`train.lr=1e-4`)."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Where clips come from. Sizes are pixels."""
+
+    path: str
+    split: str | None = "train"
+    frames: int = Field(16, ge=1)
+    height: int = Field(64, ge=1)
+    width: int = Field(64, ge=1)
+    fps: float | None = Field(None, gt=0)
+    resize: Literal["crop", "stretch"] = "crop"
+    cache: Literal["auto", "memory", "disk", "none"] = "auto"
+    cache_dir: str | None = None
+    workers: int = Field(0, ge=0)
+    max_bad_share: float = Field(0.1, ge=0, le=1)
+
+
+class ModelConfig(Section):
+    """The reference network, `tpdiff.models.VideoDiT`."""
+
+    patch_size: tuple[int, int, int] = (1, 8, 8)
+    hidden_size: int = Field(256, ge=8)
+    num_layers: int = Field(8, ge=1)
+    num_attention_heads: int = Field(4, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    stage_embedding: bool = False
+    rope_modes: tuple[str, str, str] = ("interpolate", "interpolate", "interpolate")
+    gradient_checkpointing: bool = False
+    autoencoder: str | None = None
+
+
+class ConditionConfig(Section):
+    """What the captions become: nothing, one class a distinct caption, or text for cross-attention."""
+
+    kind: Literal["none", "label", "text"] = "text"
+    encoder: str = "minilm"
+    max_length: int = Field(32, ge=1)
+    dropout: float = Field(0.1, ge=0, le=1)
+
+
+class DiffusionConfig(Section):
+    """The base method. `prediction_type` None: flow_prediction for flow matching, v_prediction for ddim."""
+
+    schedule: Literal["flow_matching", "ddim"] = "flow_matching"
+    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] | None = None
+    zero_terminal_snr: bool = False
+
+    @property
+    def prediction(self) -> str:
+        return self.prediction_type or ("flow_prediction" if self.schedule == "flow_matching" else "v_prediction")
+
+
+class PyramidConfig(Section):
+    """The stages, finest first; see `tpdiff.pyramid.Pyramid`."""
+
+    factors: list[tuple[int, int, int]] = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
+    ends: list[float] | None = None
+    starts: list[float] | None = None
+    resize: str = "haar"
+    causal_time: bool = False
+
+
+class TrainConfig(Section):
+    """How it is trained. A run ends at `steps` or at `seconds` of training time, whichever comes first."""
+
+    method: Literal["vanilla", "stagewise"] = "stagewise"
+    batch_size: int = Field(16, ge=1)
+    accumulation: int = Field(1, ge=1)
+    steps: int | None = Field(None, ge=1)
+    seconds: float | None = Field(None, gt=0)
+    stage_weights: list[float] | None = None
+    all_stages: bool = False
+    timestep_density: Literal["uniform", "logit_normal"] = "uniform"
+    target: Literal["global", "per_stage"] = "global"
+    alignment: Literal["none", "assignment", "knn"] = "assignment"
+    align_within_condition: bool = True
+    knn_candidates: int = Field(4, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(50, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    precision: Literal["bf16", "fp16", "no"] = "bf16"
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> "TrainConfig":
+        if self.steps is None and self.seconds is None:
+            raise ValueError("set train.steps or train.seconds, or both")
+        return self
+
+
+class LogConfig(Section):
+    """What a run leaves behind."""
+
+    trackers: list[str] = ["tensorboard"]
+    every_steps: int = Field(10, ge=1)
+    checkpoint_every_steps: int | None = Field(1000, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    condition: ConditionConfig = ConditionConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    pyramid: PyramidConfig = PyramidConfig()
+    train: TrainConfig
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        stages = 1 if self.train.method == "vanilla" else len(self.pyramid.factors)
+        weights = self.train.stage_weights
+        if weights is not None and self.train.method != "vanilla" and not _are_shares(weights, stages):
+            raise ValueError(
+                f"train.stage_weights needs {stages} weights >= 0, coarsest stage first, not all zero; got {weights}"
+            )
+        if self.train.target == "per_stage" and self.diffusion.prediction != "flow_prediction":
+            raise ValueError("train.target=per_stage is defined for diffusion.prediction_type=flow_prediction only")
+        return self
+
+
+def _are_shares(weights: list[float], count: int) -> bool:
+    return len(weights) == count and min(weights) >= 0 and sum(weights) > 0

@@ -1,0 +1,126 @@
+"""Reading a configuration: YAML file, dotted overrides, and errors that say what to type instead."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tpdiff.training.config import Config
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names every offending key."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML recipe and apply `section.key=value` overrides, values written as YAML.
+
+    Raises:
+        ConfigError: no such file, bad YAML, unknown keys (with the closest known one) or illegal values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = difflib.get_close_matches(str(path), near, n=3, cutoff=0.4)
+        raise ConfigError(f"no configuration at {path}" + (f"; nearest: {', '.join(hint)}" if hint else ""))
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold sections such as data, model, train")
+    return build_config(values, overrides)
+
+
+def build_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """A `Config` from nested values and dotted overrides.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    merged = _copy(values)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r} is not section.key=value")
+        _set(merged, key.split("."), _parse(text))
+    problems = list(_unknown_keys(Config, merged, ()))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML, as it is saved beside every result."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_difference(a: Config, b: Config) -> list[str]:
+    """One line for every key whose value differs: "train.lr: 0.001 -> 0.0003"."""
+    left, right = dict(flatten(a.model_dump(mode="json"))), dict(flatten(b.model_dump(mode="json")))
+    keys = [*left, *(k for k in right if k not in left)]
+    return [f"{k}: {left.get(k)} -> {right.get(k)}" for k in keys if left.get(k) != right.get(k)]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("train.lr", 0.001), ... of nested sections."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _parse(text: str) -> Any:
+    """A value as YAML reads it, and numbers as people write them: YAML takes 1e-4 for text."""
+    value = yaml.safe_load(text) if text else None
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{'.'.join(path)} goes below {name}, which is not a section")
+    values[path[-1]] = value
+
+
+def _unknown_keys(model: type[BaseModel], values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    for key, value in values.items():
+        here = ".".join((*path, str(key)))
+        field = model.model_fields.get(key)
+        if field is None:
+            nearest = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0)
+            where = ".".join((*path, nearest[0]))
+            yield f"unknown key {here}; did you mean {where}?"
+        elif isinstance(value, Mapping) and _is_section(field.annotation):
+            yield from _unknown_keys(field.annotation, value, (*path, key))
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{where} is required"
+    if error["type"] == "value_error" or not where:
+        return message
+    return f"{where}: {message[0].lower()}{message[1:]}, got {error['input']!r}"

@@ -1,0 +1,123 @@
+"""The stage-wise objective (TPDiff Algorithm 2), of which plain diffusion training is the case of one stage."""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tpdiff.pyramid.alignment import align
+from tpdiff.pyramid.noise import randn
+from tpdiff.pyramid.schedule import FlowMatchingSchedule, Schedule, VariancePreservingSchedule
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.pyramid.targets import check_prediction_type
+from tpdiff.sampling.denoiser import network_inputs
+from tpdiff.training.config import Config, TrainConfig
+
+
+@dataclass(frozen=True)
+class StageLoss:
+    """A micro-batch's loss.
+
+    Attributes:
+        loss: scalar, mean over elements and samples.
+        stage: the stage it was taken at.
+        tokens: tokens the network saw, all clips together.
+        alignment_gain: share of the data-noise distance that alignment removed, 0 without it.
+    """
+
+    loss: Tensor
+    stage: int
+    tokens: int
+    alignment_gain: float
+
+
+def build_pyramid(config: Config) -> Pyramid:
+    """The pyramid of a run; the vanilla method is the pyramid of one stage.
+
+    Raises:
+        ValueError: illegal stages, or a prediction type that cannot be sampled.
+    """
+    schedule: Schedule = FlowMatchingSchedule()
+    if config.diffusion.schedule == "ddim":
+        schedule = VariancePreservingSchedule()
+        if config.diffusion.zero_terminal_snr:
+            schedule = schedule.zero_terminal_snr()
+    elif config.diffusion.zero_terminal_snr:
+        raise ValueError(
+            "diffusion.zero_terminal_snr belongs to schedule ddim; flow matching ends in pure noise anyway"
+        )
+    if config.train.method == "vanilla":
+        pyramid = Pyramid(schedule, causal_time=config.pyramid.causal_time)
+    else:
+        pyramid = Pyramid(schedule, **config.pyramid.model_dump())
+    check_prediction_type(config.diffusion.prediction, pyramid.stages[-1].start_level)
+    return pyramid
+
+
+def draw_stage(pyramid: Pyramid, weights: Sequence[float] | None, generator: torch.Generator) -> int:
+    """One stage, drawn by weights given **coarsest first** (uniform if None)."""
+    if len(pyramid) == 1:
+        return 0
+    shares = torch.tensor(weights[::-1] if weights is not None else [1.0] * len(pyramid))
+    return int(torch.multinomial(shares, 1, generator=generator))
+
+
+def draw_times(batch: int, density: str, generator: torch.Generator) -> Tensor:
+    """u in (0, 1), float64 (B,), by the timestep density: "uniform" or "logit_normal" (mean 0, deviation 1)."""
+    if density == "logit_normal":
+        return torch.randn(batch, generator=generator, dtype=torch.float64).sigmoid()
+    return torch.rand(batch, generator=generator, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+
+
+def stage_loss(
+    network: nn.Module,
+    pyramid: Pyramid,
+    latents: Tensor,
+    stage: int,
+    condition: Mapping[str, Tensor],
+    captions: Sequence[Hashable],
+    config: TrainConfig,
+    prediction_type: str,
+    generator: torch.Generator,
+    model_config: nn.Module | None = None,
+) -> StageLoss:
+    """The loss of one micro-batch at one stage (TPDiff Algorithm 2; MATH 2, 3, 6).
+
+    Args:
+        network: the denoiser, possibly wrapped for distribution.
+        pyramid: the stages.
+        latents: clean latents or pixels at full size, (B, C, T, H, W).
+        stage: k.
+        condition: keyword arguments of the network, B rows each.
+        captions: one a clip, for alignment within equal captions.
+        config: alignment, timestep density, target.
+        prediction_type: what the network predicts.
+        generator: every draw comes from it, on the CPU.
+        model_config: the unwrapped network, where `network` is wrapped.
+    """
+    clean = pyramid.down(latents, stage)
+    coarse = pyramid.down(latents, stage + 1) if stage + 1 < len(pyramid) else None
+    noise, gain = draw_noise(clean, captions, config, generator)
+    u = draw_times(len(clean), config.timestep_density, generator)
+    t = pyramid.times(u, stage).to(clean.device, torch.float32)
+    pair = pyramid.pair(clean, coarse, noise, stage)
+    target = pair.target(t, prediction_type, per_stage=config.target == "per_stage")
+    told = network_inputs(model_config or network, pyramid, stage)
+    prediction = network(pair.at(t), t, **condition, **told, return_dict=False)[0]
+    loss = (prediction.float() - target).square().mean()
+    patch = math.prod((model_config or network).config.patch_size)
+    return StageLoss(loss, stage, clean[:, 0].numel() // patch, gain)
+
+
+def draw_noise(
+    clean: Tensor, captions: Sequence[Hashable], config: TrainConfig, generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """Noise for clips (B, ...), aligned as configured, and the share of distance that alignment removed."""
+    if config.alignment == "none":
+        return randn(clean.shape, generator, clean.device), 0.0
+    candidates = (config.knn_candidates,) if config.alignment == "knn" else ()
+    noise = randn((*candidates, *clean.shape), generator, clean.device)
+    aligned = align(clean, noise, config.alignment, captions if config.align_within_condition else None)
+    return aligned.noise, aligned.reduction

@@ -1,0 +1,111 @@
+"""What a run shows while it works: rate, time left, loss, tokens a second."""
+
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at one moment.
+
+    Attributes:
+        step: optimizer steps done.
+        seconds: training seconds spent (checkpoints and validation excluded).
+        fraction: share of the budget done, in [0, 1].
+        loss: mean loss since the last report.
+        tokens_per_second: tokens the network saw a training second.
+        stage_losses: mean loss of every stage seen since the last report.
+    """
+
+    step: int
+    seconds: float
+    fraction: float
+    loss: float
+    tokens_per_second: float
+    stage_losses: dict[int, float]
+
+    @property
+    def eta(self) -> float:
+        """Training seconds left, inf before the first step."""
+        return self.seconds * (1 - self.fraction) / self.fraction if self.fraction else math.inf
+
+    def line(self) -> str:
+        """The status in one line of text."""
+        stages = " ".join(f"s{k} {loss:.4f}" for k, loss in sorted(self.stage_losses.items()))
+        return (
+            f"step {self.step}  loss {self.loss:.4f} ({stages})  "
+            f"{self.tokens_per_second:,.0f} tokens/s  {clock(self.seconds)} done, {clock(self.eta)} left"
+        )
+
+
+Report = Callable[[Status], None]
+
+
+class Recent:
+    """Sums since the last report."""
+
+    def __init__(self) -> None:
+        self.losses: dict[int, list[float]] = defaultdict(list)
+        self.gains: list[float] = []
+        self.tokens, self.seconds = 0, 0.0
+
+    def add(self, values: list[tuple[int, float, float]], tokens: int, seconds: float) -> None:
+        for stage, loss, gain in values:
+            self.losses[stage].append(loss)
+            self.gains.append(gain)
+        self.tokens += tokens
+        self.seconds += seconds
+
+    def mean_gain(self) -> float:
+        return sum(self.gains) / len(self.gains)
+
+    def status(self, step: int, seconds: float, fraction: float) -> Status:
+        stages = {k: sum(v) / len(v) for k, v in self.losses.items()}
+        everything = [loss for v in self.losses.values() for loss in v]
+        rate = self.tokens / self.seconds if self.seconds else 0.0
+        return Status(step, seconds, fraction, sum(everything) / len(everything), rate, stages)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss."""
+    return "?" if math.isinf(seconds) else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class _StatusColumn(ProgressColumn):
+    def render(self, task: object) -> Text:
+        return Text(str(getattr(task, "fields", {}).get("line", "")))
+
+
+class ProgressReport:
+    """A live bar on a terminal, a line every `every` seconds elsewhere; use as a context manager and a `Report`."""
+
+    def __init__(self, title: str, every: float = 30.0):
+        self.console = Console(file=sys.stderr)
+        self.every = every
+        self._last = -math.inf
+        self._bar = Progress(
+            TextColumn(title), BarColumn(24), TimeElapsedColumn(), _StatusColumn(), console=self.console
+        )
+        self._task = self._bar.add_task(title, total=1.0, line="")
+
+    def __enter__(self) -> "ProgressReport":
+        if self.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, status: Status) -> None:
+        if self.console.is_terminal:
+            self._bar.update(self._task, completed=status.fraction, line=status.line())
+        elif status.seconds - self._last >= self.every or status.fraction >= 1:
+            self._last = status.seconds
+            print(status.line(), file=sys.stderr, flush=True)

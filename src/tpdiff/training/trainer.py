@@ -1,0 +1,303 @@
+"""The trainer: data, objective, optimizer, average and checkpoints, in one loop."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tpdiff.data import ClipDataset, StreamSampler, collate, to_float
+from tpdiff.models.autoencoder import encode_video, load_autoencoder
+from tpdiff.models.conditioning import LabelCondition
+from tpdiff.models.video_dit import VideoDiT
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.training import checkpoint as ckpt
+from tpdiff.training.config import Config
+from tpdiff.training.ema import EMA
+from tpdiff.training.load_config import build_config, config_difference, dump_config, flatten
+from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_loss
+from tpdiff.training.progress import Recent, Report
+from tpdiff.training.setup import build_conditioner, check_folder, check_sizes, may_change, open_dataset
+
+
+class Trainer:
+    """One training run in one folder.
+
+    Everything that can be refused is refused while it is built: configuration, sizes, captions, files. `run`
+    then trains until the budget is spent, in as many slices as the caller likes.
+
+    Args:
+        config: what to train.
+        out: the run's folder; must be empty or absent unless `resume`.
+        resume: continue from the newest checkpoint in `out`.
+        dataset: share an already opened dataset; None opens `config.data`.
+
+    Raises:
+        ValueError: anything about the configuration, the data or the folder that cannot work.
+    """
+
+    def __init__(self, config: Config, out: str | Path, resume: bool = False, dataset: ClipDataset | None = None):
+        self.config, self.out = config, Path(out)
+        self.pyramid = build_pyramid(config)
+        check_sizes(config, self.pyramid.factors[-1])
+        found = check_folder(self.out, config, resume)
+        set_seed(config.seed)
+        train = config.train
+        self.accelerator = Accelerator(
+            mixed_precision=train.precision,
+            log_with=list(config.log.trackers) or None,
+            project_dir=str(self.out),
+        )
+        self.device = self.accelerator.device
+        self.dataset = open_dataset(config) if dataset is None else dataset
+        self.conditioner = build_conditioner(config, self.dataset.captions)
+        self.autoencoder = None
+        if config.model.autoencoder is not None:
+            self.autoencoder = load_autoencoder(config.model.autoencoder).to(self.device)
+        self.latent_shape = self._latents(next(self._batches(0, self.accelerator.num_processes))["video"]).shape[1:]
+        self.pyramid.check_shape((train.batch_size, *self.latent_shape))
+        self.network = self._build_network()
+        self.ema = EMA(self.network.to(self.device), train.ema_decay)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=train.lr,
+            betas=train.betas,
+            weight_decay=train.weight_decay,
+            fused=True,
+        )
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        self.step, self.seconds, self.tokens = 0, 0.0, 0
+        self.losses: list[tuple[float, int, int, float]] = []  # (seconds, step, stage, loss)
+        self.stop_requested = False
+        self._stream: Iterator[dict[str, Any]] | None = None
+        if found is not None:
+            self._restore(found)
+        if self.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "config.yaml").write_text(dump_config(config))
+        if config.log.trackers:
+            scalars = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flatten(config.model_dump())}
+            self.accelerator.init_trackers("tpdiff", config=scalars)
+
+    # Running
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget (steps or seconds, whichever is nearer its end) that is done."""
+        train = self.config.train
+        shares = [self.step / train.steps] if train.steps else []
+        shares += [self.seconds / train.seconds] if train.seconds else []
+        return min(1.0, max(shares))
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.fraction >= 1
+
+    def run(self, seconds: float = math.inf, report: Report | None = None) -> None:
+        """Train until the budget is spent, `seconds` more training seconds have passed, or a stop is asked for.
+
+        Only the steps themselves count as training seconds: checkpoints, reports and the first batch do not.
+        """
+        until, log, recent = self.seconds + seconds, self.config.log, Recent()
+        while not self.done and self.seconds < until and not self.stop_requested:
+            batches = [self._next_batch() for _ in range(self.config.train.accumulation)]
+            started = time.perf_counter()
+            parts = self.train_step(batches)
+            elapsed = time.perf_counter() - started
+            self.seconds += elapsed
+            self.step += 1
+            self.tokens += sum(p.tokens for p in parts) * self.accelerator.num_processes
+            values = [(p.stage, float(p.loss), p.alignment_gain) for p in parts]
+            self.losses += [(self.seconds, self.step, stage, loss) for stage, loss, _ in values]
+            recent.add(values, sum(p.tokens for p in parts) * self.accelerator.num_processes, elapsed)
+            if self.step % log.every_steps == 0 or self.done:
+                self._report(recent, report)
+                recent = Recent()
+            if log.checkpoint_every_steps and self.step % log.checkpoint_every_steps == 0 and not self.done:
+                self.save()
+
+    def train_step(self, batches: list[dict[str, Any]]) -> list[StageLoss]:
+        """One optimizer step over its micro-batches; advances neither the clock nor the counters."""
+        train, parts = self.config.train, []
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        for micro, batch in enumerate(batches):
+            shared, own = self._generator("stage", micro), self._generator("noise", micro, everywhere=False)
+            latents = self._latents(batch["video"])
+            prompts = [None if drop else c for c, drop in zip(batch["caption"], self._drops(own, latents), strict=True)]
+            condition = self.conditioner.encode(prompts, self.device)
+            stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
+            if train.all_stages:
+                stages = list(range(len(self.pyramid)))
+            last = micro == len(batches) - 1
+            for k in stages:
+                with self._sync(last and k == stages[-1]), self.accelerator.autocast():
+                    part = stage_loss(
+                        self.wrapped,
+                        self.pyramid,
+                        latents,
+                        k,
+                        condition,
+                        batch["caption"],
+                        train,
+                        self.config.diffusion.prediction,
+                        own,
+                        self.network,
+                    )
+                self.accelerator.backward(part.loss / (len(stages) * len(batches)))
+                parts.append(StageLoss(part.loss.detach(), part.stage, part.tokens, part.alignment_gain))
+        if train.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), train.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.network)
+        return parts
+
+    def learning_rate(self) -> float:
+        """The rate of the coming step: linear warm-up, then constant, or falling with the budget spent."""
+        train = self.config.train
+        rate = train.lr * min(1.0, (self.step + 1) / max(1, train.warmup_steps))
+        if train.lr_schedule == "linear":
+            rate *= 1 - self.fraction
+        elif train.lr_schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * self.fraction))
+        return rate
+
+    # Results
+
+    def pipeline(self) -> PyramidPipeline:
+        """A pipeline over the averaged weights, as they are now."""
+        condition, data = self.config.condition, self.config.data
+        size = (data.frames, data.height, data.width)
+        latent = self.latent_shape[1:]
+        ratio = [-(-pixels // element) for pixels, element in zip(size, latent, strict=True)]
+        return PyramidPipeline(
+            self.ema.network,
+            vae=self.autoencoder,
+            pyramid=self.pyramid.config(),
+            prediction_type=self.config.diffusion.prediction,
+            default_size=size,
+            latent_ratio=ratio,
+            fps=data.fps or 8.0,
+            labels=self.conditioner.labels if isinstance(self.conditioner, LabelCondition) else None,
+            text_source=condition.encoder if condition.kind == "text" else None,
+            max_text_length=condition.max_length,
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment; returns its folder. Collective: every process calls it.
+
+        Raises:
+            OSError: it could not be written; older checkpoints stay.
+        """
+        folder = self.out / "checkpoints" / f"step-{self.step:08d}"
+        if self.accelerator.is_main_process:
+            weights = {f"network.{n}": t for n, t in self.network.state_dict().items()}
+            average = {f"ema.{n}": t for n, t in self.ema.network.state_dict().items()}
+            moments = ckpt.pack_optimizer(self.optimizer, self.network)
+            state = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "tokens": self.tokens,
+                "ema_updates": self.ema.updates,
+                "losses": self.losses,
+                "config": self.config.model_dump(mode="json"),
+            }
+            ckpt.write_checkpoint(folder, self.pipeline(), {**weights, **average, **moments}, state)
+            ckpt.drop_old_checkpoints(self.out, self.config.log.keep_checkpoints)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def close(self) -> None:
+        """Flush the trackers."""
+        if self.config.log.trackers:
+            self.accelerator.end_training()
+
+    # Inside
+
+    def _restore(self, folder: Path) -> None:
+        tensors, state = ckpt.read_checkpoint(folder)
+        before = build_config(state["config"])
+        difference = [d for d in config_difference(before, self.config) if not may_change(d)]
+        if difference:
+            raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
+        for prefix, network in (("network.", self.network), ("ema.", self.ema.network)):
+            network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        ckpt.unpack_optimizer(self.optimizer, self.network, tensors)
+        self.step, self.seconds, self.tokens = state["step"], state["seconds"], state["tokens"]
+        self.ema.updates = state["ema_updates"]
+        self.losses = [tuple(point) for point in state["losses"]]
+
+    def _build_network(self) -> VideoDiT:
+        model = self.config.model
+        options = model.model_dump(exclude={"autoencoder", "stage_embedding", "gradient_checkpointing"})
+        network = VideoDiT(
+            in_channels=self.latent_shape[0],
+            num_stages=len(self.pyramid) if model.stage_embedding else None,
+            causal_time=self.config.pyramid.causal_time,
+            **options,
+            **self.conditioner.network_config(),
+        )
+        if model.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        return network
+
+    def _latents(self, video: Tensor) -> Tensor:
+        pixels = to_float(video.to(self.device))
+        return pixels if self.autoencoder is None else encode_video(self.autoencoder, pixels)
+
+    def _drops(self, generator: torch.Generator, latents: Tensor) -> list[bool]:
+        return (torch.rand(len(latents), generator=generator) < self.config.condition.dropout).tolist()
+
+    def _generator(self, purpose: str, micro: int, everywhere: bool = True) -> torch.Generator:
+        """Random numbers of one purpose at one step, the same on every process or one's own."""
+        rank = 0 if everywhere else self.accelerator.process_index
+        key = [self.config.seed, self.step, micro, rank, *purpose.encode()]
+        return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+    def _sync(self, now: bool) -> Any:
+        """Gradients are exchanged with the last backward pass of a step only."""
+        return torch.enable_grad() if now else self.accelerator.no_sync(self.wrapped)
+
+    def _batches(self, start: int, stop: int | None = None) -> Iterator[dict[str, Any]]:
+        sampler = StreamSampler(start, stop, self.accelerator.process_index, self.accelerator.num_processes)
+        workers = self.config.data.workers
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_size=self.config.train.batch_size,
+                sampler=sampler,
+                collate_fn=collate,
+                num_workers=workers if stop is None else 0,
+                persistent_workers=workers > 0 and stop is None,
+            )
+        )
+
+    def _next_batch(self) -> dict[str, Any]:
+        if self._stream is None:
+            train = self.config.train
+            seen = self.step * train.accumulation * train.batch_size * self.accelerator.num_processes
+            self._stream = self._batches(seen)
+        return next(self._stream)
+
+    def _report(self, recent: Recent, report: Report | None) -> None:
+        status = recent.status(self.step, self.seconds, self.fraction)
+        values = {
+            "loss": status.loss,
+            "lr": self.learning_rate(),
+            "tokens_per_second": status.tokens_per_second,
+        }
+        values |= {f"loss/stage_{k}": v for k, v in status.stage_losses.items()}
+        values |= {"alignment_gain": recent.mean_gain(), "training_seconds": self.seconds}
+        if self.config.log.trackers:
+            self.accelerator.log(values, step=self.step)
+        if report is not None and self.accelerator.is_main_process:
+            report(status)
