@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from tpdiff.cli import data, sample, train
+from tpdiff.cli import data, demo, sample, train
 
 app = typer.Typer(
     name="tpdiff",
@@ -14,7 +14,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data", help="Make or check a folder of captioned videos.")
-app.command("train", help=train.train.__doc__)(train.train)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
 app.command("sample")(sample.sample)
 
 

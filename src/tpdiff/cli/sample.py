@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tpdiff.cli.data import parse_size
 from tpdiff.cli.quiet import quiet
 
 
@@ -36,7 +37,7 @@ def sample(
     texts: list[str | None] = [p for p in [*(prompt or []), *_read_prompts(prompts)] for _ in range(num_videos)]
     texts = texts or [None] * num_videos
     paths = _paths(out, len(texts))
-    height, width = _size(size)
+    height, width = (None, None) if size is None else parse_size(size)
     pipeline = PyramidPipeline.from_pretrained(model)
     pipeline.conditioner.check([*texts, negative_prompt])
     made = []
@@ -74,15 +75,6 @@ def _steps(text: str) -> int | list[int]:
     except ValueError:
         raise ValueError(f"steps {text!r} is neither a number (30) nor counts coarsest first (10,10,10)") from None
     return counts[0] if len(counts) == 1 else counts
-
-
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    height, x, width = text.lower().partition("x")
-    if not (x and height.isdigit() and width.isdigit()):
-        raise ValueError(f"size {text!r} is not HEIGHTxWIDTH, e.g. 48x64")
-    return int(height), int(width)
 
 
 def _read_prompts(path: Path | None) -> list[str]:

@@ -1,6 +1,5 @@
 """`tpdiff train`: a recipe to a checkpoint."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tpdiff.cli.quiet import quiet
+from tpdiff.cli.stop import stop_on_signals
 
 
 def train(
@@ -26,7 +26,7 @@ def train(
     trainer = Trainer(load_config(config, overrides or ()), run, resume=resume)
     for bad in trainer.dataset.bad:
         print(f"skipped {bad.path}: {bad.reason}", file=sys.stderr)
-    with ProgressReport(run.name) as report, _stop_on_signals(trainer):
+    with ProgressReport(run.name) as report, stop_on_signals(trainer.request_stop):
         trainer.run(report=report)
     folder = trainer.save()
     trainer.close()
@@ -34,23 +34,3 @@ def train(
     if trainer.stop_requested:
         print(f"stopped at step {trainer.step}; continue with: tpdiff train {config} --out {run} --resume")
         raise SystemExit(130)
-
-
-class _stop_on_signals:
-    """While active, the first Ctrl-C (or SIGTERM) asks the trainer to stop after its step; the second aborts."""
-
-    def __init__(self, trainer: object):
-        self.trainer = trainer
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.trainer.stop_requested:  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
-        self.trainer.stop_requested = True  # type: ignore[attr-defined]
-        print("stopping after this step; again to abort", file=sys.stderr)
-
-    def __enter__(self) -> None:
-        self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

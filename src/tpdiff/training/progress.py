@@ -89,7 +89,7 @@ class ProgressReport:
     def __init__(self, title: str, every: float = 30.0):
         self.console = Console(file=sys.stderr)
         self.every = every
-        self._last = -math.inf
+        self._last: dict[str, float] = {}
         self._bar = Progress(
             TextColumn(title), BarColumn(24), TimeElapsedColumn(), _StatusColumn(), console=self.console
         )
@@ -103,9 +103,10 @@ class ProgressReport:
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
 
-    def __call__(self, status: Status) -> None:
+    def __call__(self, status: Status, name: str = "") -> None:
+        """Show a status; `name` tells several runs apart."""
         if self.console.is_terminal:
-            self._bar.update(self._task, completed=status.fraction, line=status.line())
-        elif status.seconds - self._last >= self.every or status.fraction >= 1:
-            self._last = status.seconds
-            print(status.line(), file=sys.stderr, flush=True)
+            self._bar.update(self._task, completed=status.fraction, line=f"{name} {status.line()}".strip())
+        elif status.seconds - self._last.get(name, -math.inf) >= self.every or status.fraction >= 1:
+            self._last[name] = status.seconds
+            print(f"{name} {status.line()}".strip(), file=sys.stderr, flush=True)

@@ -124,6 +124,10 @@ class Trainer:
             if log.checkpoint_every_steps and self.step % log.checkpoint_every_steps == 0 and not self.done:
                 self.save()
 
+    def request_stop(self) -> None:
+        """End `run` after the step under way."""
+        self.stop_requested = True
+
     def train_step(self, batches: list[dict[str, Any]]) -> list[StageLoss]:
         """One optimizer step over its micro-batches; advances neither the clock nor the counters."""
         train, parts = self.config.train, []

@@ -1,0 +1,50 @@
+# `make demo` does the main job, `make test` checks everything. Both need Python 3.11 or newer and nothing else.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+MINUTES ?= 15
+# Where pip looks for PyTorch, if not where it looks for the rest: give PyTorch's CPU wheel index here on a machine
+# whose registry serves CUDA builds only.
+TORCH_INDEX ?=
+# A PyTorch that already drives a GPU is used as it is.
+HAS_CUDA := $(shell $(PYTHON) -c "import torch; print(int(torch.cuda.is_available()))" 2>/dev/null)
+
+.PHONY: help demo test test-slow lint bench clean
+
+help:  ## What can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: $(VENV)/.installed  ## Train a vanilla and a pyramidal model for equal time; demo/report.html (MINUTES=15)
+	$(BIN)/tpdiff demo --minutes $(MINUTES)
+
+test: $(VENV)/.installed lint  ## Lint, type check, and every test but the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not gpu"
+
+test-slow: $(VENV)/.installed  ## The tests that take minutes
+	$(BIN)/pytest -m "slow"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed  ## Sampling, network and alignment figures of this machine (nothing else should run)
+	$(BIN)/python benchmarks/sampling_latency.py
+	$(BIN)/python benchmarks/network_throughput.py
+	$(BIN)/python benchmarks/alignment_cost.py
+
+clean:  ## Remove the environment and the demo
+	rm -rf $(VENV) demo
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+ifeq ($(HAS_CUDA),1)
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+else
+	$(PYTHON) -m venv $(VENV)
+	cp constraints.txt $(VENV)/constraints.txt
+	$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+endif
+	$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[dev]'
+	touch $@

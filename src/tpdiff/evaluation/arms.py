@@ -1,0 +1,52 @@
+"""Twins trained side by side: same network, seed and data, equal seconds, in alternating slices."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tpdiff.training.checkpoint import checkpoints
+from tpdiff.training.config import Config
+from tpdiff.training.progress import Status
+from tpdiff.training.setup import open_dataset
+from tpdiff.training.trainer import Trainer
+
+ArmReport = Callable[[str, Status], None]
+
+
+class Arms:
+    """Several runs that share one machine, one dataset and one clock budget each.
+
+    Args:
+        configs: one configuration an arm; their data sections are equal.
+        out: each arm's run lies in out/<name>, and is continued where it was left.
+
+    Raises:
+        ValueError: whatever `Trainer` refuses.
+    """
+
+    def __init__(self, configs: Mapping[str, Config], out: Path):
+        first = next(iter(configs.values()))
+        self.dataset = open_dataset(first)
+        self.trainers = {
+            name: Trainer(config, out / name, resume=bool(checkpoints(out / name)), dataset=self.dataset)
+            for name, config in configs.items()
+        }
+        self.stop_requested = False
+
+    def run(self, slice_seconds: float = 15.0, report: ArmReport | None = None) -> None:
+        """Train all arms to the end of their budgets, a slice each in turn, so that drift of the machine hits all.
+
+        A stop that was asked for ends the slice at its next step; every arm then has a checkpoint.
+        """
+        while not self.stop_requested and any(not t.done for t in self.trainers.values()):
+            for name, trainer in self.trainers.items():
+                trainer.run(slice_seconds, None if report is None else lambda s, name=name: report(name, s))  # type: ignore[misc]
+                if self.stop_requested:
+                    break
+        for trainer in self.trainers.values():
+            trainer.save()
+
+    def request_stop(self) -> None:
+        """End after the step under way."""
+        self.stop_requested = True
+        for trainer in self.trainers.values():
+            trainer.stop_requested = True

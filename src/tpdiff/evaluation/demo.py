@@ -1,0 +1,200 @@
+"""The demo: record a game, train a vanilla and a pyramidal twin for the same time, sample both, report."""
+
+import datetime
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tpdiff.data import ClipDataset, record_doom, write_video
+from tpdiff.evaluation import machine
+from tpdiff.evaluation.arms import Arms
+from tpdiff.evaluation.latency import count_flops, measure
+from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, StageView
+from tpdiff.recipes import recipe_path
+from tpdiff.sampling.loop import Progress
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.sampling.steps import split_steps
+from tpdiff.training.config import Config
+from tpdiff.training.load_config import load_config
+from tpdiff.training.setup import open_dataset
+from tpdiff.training.trainer import Trainer
+
+SCENARIO = "health_gathering"
+CLIPS, CLIP_FRAMES = 400, 33
+LABELS = {"vanilla": "Vanilla diffusion", "pyramid": "Temporal pyramid"}
+METHODS = {"vanilla": "vanilla", "pyramid": "stagewise"}
+STEPS = 30
+GUIDANCE = 2.0
+SHOWN = 4
+POINTS = 1500
+NOT_TRAINING = 200.0
+Say = Callable[[str], None]
+
+
+def training_seconds(minutes: float) -> float:
+    """Seconds each arm may train so that the whole demo takes `minutes`: recording, sampling and timing come off.
+
+    Raises:
+        ValueError: too little is left.
+    """
+    seconds = (60 * minutes - NOT_TRAINING) / len(METHODS)
+    if seconds < 10:
+        raise ValueError(f"{minutes:g} minutes leave no time to train; nearest: {(NOT_TRAINING + 60) / 60:.0f}")
+    return seconds
+
+
+def record(out: Path, progress: Callable[[int, int], None] | None = None, clips: int = CLIPS) -> Path:
+    """Gameplay of one scenario as captioned mp4s under `out`/data."""
+    height, width = 96, 128
+    record_doom(
+        out / "data", clips=clips, frames=CLIP_FRAMES, scenario=SCENARIO, size=(height, width), progress=progress
+    )
+    return out / "data"
+
+
+def build_arms(out: Path, data: Path, seconds: float, overrides: Sequence[str] = ()) -> Arms:
+    """Both arms, new or as they were left."""
+    common = [f"data.path={data}", f"train.seconds={seconds:g}", *overrides]
+    recipe = recipe_path("demo")
+    configs = {name: load_config(recipe, [*common, f"train.method={m}"]) for name, m in METHODS.items()}
+    return Arms(configs, out)
+
+
+def finish(out: Path, arms: Arms, minutes: float, command: str, say: Say, rounds: int = 5) -> Comparison:
+    """Sample both arms, time their sampling, and gather everything for the report."""
+    trainers = arms.trainers
+    captions = arms.dataset.captions[:SHOWN]
+    config = trainers["vanilla"].config
+    say("sampling both models")
+    results = [_arm_result(name, trainer, captions, out) for name, trainer in trainers.items()]
+    say("timing both samplers in turn")
+    latency = time_sampling({n: t.pipeline() for n, t in trainers.items()}, captions, out, rounds)
+    real = _real_clips(config, captions, out)
+    return Comparison(
+        title="Vanilla and temporal-pyramid video diffusion, trained for the same time",
+        command=command,
+        created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        minutes=minutes,
+        machine=machine.describe(),
+        data={
+            "scenario": SCENARIO,
+            "training clips": len(arms.dataset),
+            "captions": len(arms.dataset.captions),
+            "bad files": len(arms.dataset.bad),
+        },
+        real=real,
+        real_captions=captions,
+        arms=results,
+        latency=latency,
+        notes=[
+            f"Both arms trained {trainers['vanilla'].seconds:.0f} and {trainers['pyramid'].seconds:.0f} seconds on the "
+            "same machine in alternating slices, with the same network, seed, clips and learning rate.",
+            "Losses of different stages measure different problems and cannot be compared with one another.",
+            "Samples use the same seed for every caption and arm; nothing was selected.",
+        ],
+    )
+
+
+def time_sampling(
+    pipelines: dict[str, PyramidPipeline], captions: list[str], out: Path, rounds: int
+) -> list[LatencyRow]:
+    """Seconds of the same batch sampled by each pipeline, with and without writing the files, in turn."""
+    prompts = [captions[i % len(captions)] for i in range(SHOWN)]
+    folder = out / "timing"
+
+    def sample(pipeline: PyramidPipeline, decode: bool) -> None:
+        video = pipeline(
+            prompts,
+            steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt" if decode else "latent",
+        ).frames
+        if decode:
+            for i, frames in enumerate(video):
+                write_video(folder / f"{i}.mp4", _to_uint8(frames), pipeline.config.fps)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    variants = {(n, d): (lambda p=p, d=d: sample(p, d)) for d in (False, True) for n, p in pipelines.items()}
+    seconds = measure({f"{n}/{d}": fn for (n, d), fn in variants.items()}, rounds=rounds)
+    flops = {n: count_flops(variants[n, False]) for n in pipelines}
+    steps = {n: "-".join(map(str, split_steps(STEPS, len(p.pyramid)))) for n, p in pipelines.items()}
+    return [LatencyRow(n, steps[n], seconds[f"{n}/{d}"], flops[n], d) for n, d in variants]
+
+
+def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> ArmResult:
+    """Sampled clips of one arm, and what the first of them looked like when each stage ended."""
+    pipeline = trainer.pipeline()
+    folder = out / "samples" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    ends: list[Progress] = []
+    videos = pipeline(
+        captions,
+        steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=[torch.Generator().manual_seed(i) for i in range(len(captions))],
+        output_type="pt",
+        callback=lambda p: ends.append(p) if p.ends_stage else None,
+    ).frames
+    fps = pipeline.config.fps
+    paths = [folder / f"{i}.mp4" for i in range(len(captions))]
+    for path, frames in zip(paths, videos, strict=True):
+        write_video(path, _to_uint8(frames), fps)
+    views = [_stage_view(trainer, end, folder, out, fps) for end in ends] if len(ends) > 1 else []
+    every = max(1, len(trainer.losses) // POINTS)
+    return ArmResult(
+        name=name,
+        label=LABELS[name],
+        config=trainer.config.model_dump(mode="json"),
+        seconds=trainer.seconds,
+        steps=trainer.step,
+        tokens=trainer.tokens,
+        losses=[LossPoint(s, step, k, loss) for s, step, k, loss in trainer.losses[::every]],
+        videos=[str(p.relative_to(out)) for p in paths],
+        captions=captions,
+        stages=views,
+        clips=trainer.step * trainer.config.train.batch_size * trainer.config.train.accumulation,
+    )
+
+
+def _stage_view(trainer: Trainer, end: Progress, folder: Path, out: Path, fps: float) -> StageView:
+    stage = trainer.pyramid.stages[end.stage]
+    frames = _to_uint8(end.denoised[0].clamp(-1, 1).transpose(0, 1) / 2 + 0.5)
+    path = folder / f"stage-{end.stage}.mp4"
+    write_video(path, frames, fps / stage.factors[0])
+    return StageView(
+        stage=end.stage,
+        factors=stage.factors,
+        frames=frames.shape[0],
+        height=frames.shape[1],
+        width=frames.shape[2],
+        video=str(path.relative_to(out)),
+        start=stage.start,
+        end=stage.end,
+    )
+
+
+def _real_clips(config: Config, captions: list[str], out: Path) -> list[str]:
+    """One held-out clip a caption, cut and resized as in training."""
+    held_out = config.model_copy(update={"data": config.data.model_copy(update={"split": "test"})})
+    dataset: ClipDataset = open_dataset(held_out)
+    folder = out / "samples" / "real"
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Tensor] = {}
+    for i in range(len(dataset)):
+        item = dataset[i]
+        found.setdefault(item["caption"], item["video"])
+    paths = []
+    for i, caption in enumerate(captions):
+        if caption not in found:
+            raise ValueError(f"no held-out clip of {caption!r} in {config.data.path}")
+        paths.append(folder / f"{i}.mp4")
+        write_video(paths[-1], found[caption].permute(1, 2, 3, 0).contiguous(), config.data.fps or 8.0)
+    return [str(p.relative_to(out)) for p in paths]
+
+
+def _to_uint8(frames: Tensor) -> Tensor:
+    """(T, 3, H, W) in [0, 1] -> uint8 (T, H, W, 3)."""
+    return (frames * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
