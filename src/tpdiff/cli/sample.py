@@ -46,8 +46,7 @@ def sample(
         generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))]
         started = time.perf_counter()
         videos = pipeline(
-            None if chunk[0] is None else chunk,
-            num_videos_per_prompt=len(chunk) if chunk[0] is None else 1,
+            chunk,
             steps=_steps(steps),
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,

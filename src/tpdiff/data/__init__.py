@@ -9,6 +9,7 @@ from .doom import record_doom
 from .errors import DataError, VideoError
 from .folder import BadFile, Entry, FolderScan, check_share, scan
 from .frames import resize_frames, to_float, to_uint8
+from .recipe import MadeSet
 from .stream import StreamSampler, stream_indices
 from .video import VideoInfo, probe, read_clip, read_video
 from .writing import write_video
@@ -20,6 +21,7 @@ __all__ = [
     "Entry",
     "FolderReport",
     "FolderScan",
+    "MadeSet",
     "StreamSampler",
     "VideoError",
     "VideoInfo",

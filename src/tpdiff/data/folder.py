@@ -190,9 +190,10 @@ def _csv(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _lines(metadata: Path) -> list[str]:
     try:
-        return metadata.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+        text = metadata.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{metadata}: not UTF-8 text ({error})") from error
+    return [f"{line}\n" for line in text.removesuffix("\n").split("\n")]  # other line ends may stand in captions
 
 
 def _listed(names: list[str]) -> str:

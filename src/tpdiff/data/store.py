@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
@@ -60,7 +61,7 @@ def store_frames(path: Path, decode: Callable[[], Tensor]) -> None:
     disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.part")
+    aside = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
     frames = decode().numpy()
     try:
         with aside.open("wb") as file:

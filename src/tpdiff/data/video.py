@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
-import numpy as np
 import torch
-from av.container import InputContainer
 from torch import Tensor
 
+from .decoding import TIE, decoded, displayed_size, frames_from, opened, picture_of, rate_of
 from .errors import VideoError
 from .frames import check_mode, check_rate, check_size, resize_frames
 from .writing import write_video
@@ -32,8 +30,6 @@ __all__ = [
     "read_video",
     "write_video",
 ]
-
-TIE = 1e-6  # seconds; between two frames equally near, the earlier one is taken
 
 
 @dataclass(frozen=True)
@@ -65,9 +61,9 @@ def probe(path: str | Path, decode: bool = False) -> VideoInfo:
     """
     if decode:
         return inspect(path)[0]
-    with _opened(path) as container:
+    with opened(path) as container:
         stream = container.streams.video[0]
-        fps = _rate(stream)
+        fps = rate_of(stream)
         duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
         duration = duration or (container.duration or 0) / av.time_base
         claimed = stream.frames
@@ -85,13 +81,13 @@ def inspect(path: str | Path) -> tuple[VideoInfo, list[float]]:
     times: list[float] = []
     damage: str | None = None
     size = (0, 0)
-    with _opened(path) as container:
+    with opened(path) as container:
         stream = container.streams.video[0]
-        fps, claimed = _rate(stream), stream.frames
+        fps, claimed = rate_of(stream), stream.frames
         try:
-            for time, frame in _decoded(container):
+            for time, frame in decoded(container):
                 if not times:
-                    size = _displayed_size(frame)
+                    size = displayed_size(frame)
                 times.append(time)
         except av.FFmpegError as error:
             damage = f"decoding stops with {error.strerror!r}"
@@ -171,10 +167,10 @@ def _read(
         check_size(size)
     check_mode(mode)
     picked: list[Tensor] = []
-    with _opened(path) as container:
-        half = 0.5 / _rate(container.streams.video[0])
-        for frame, times in _chosen(_from(container, start), start, count, fps, half):
-            picture = _picture(frame)
+    with opened(path) as container:
+        half = 0.5 / rate_of(container.streams.video[0])
+        for frame, times in _chosen(frames_from(container, start), start, count, fps, half):
+            picture = picture_of(frame)
             picked += [picture if size is None else resize_frames(picture, size, mode)] * times
     return picked
 
@@ -209,98 +205,6 @@ def _chosen(
         pass  # damage ends the video; the caller sees how many frames there were
     if held is not None and (number := wanted_until(held[0] + half)):
         yield held[1], number
-
-
-def _from(container: InputContainer, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Frames from one at or before `start` on, jumping to a key frame where the file allows it."""
-    moved = False
-    for margin in (
-        0.0,
-        2.0,
-    ):  # some files index key frames by decoding time, which is earlier: step back once
-        if start - margin <= 0:
-            break
-        try:
-            _seek(container, start - margin)
-            moved = True
-            frames = _decoded(container)
-            first = next(frames, None)
-        except av.FFmpegError:
-            break
-        if first is not None and first[0] <= start + TIE:
-            yield first
-            yield from frames
-            return
-    if moved:
-        _seek(container, 0.0)
-    yield from _decoded(container)
-
-
-def _seek(container: InputContainer, time: float) -> None:
-    stream = container.streams.video[0]
-    container.seek(int(time / _base(stream)) + (stream.start_time or 0), stream=stream, backward=True)
-
-
-def _decoded(container: InputContainer) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds after the first frame, frame) for frames that decode whole, until damage."""
-    stream = container.streams.video[0]
-    base, rate, origin = _base(stream), _rate(stream), stream.start_time or 0
-    for index, frame in enumerate(container.decode(stream)):
-        if frame.is_corrupt:
-            return
-        stamp = frame.pts if frame.pts is not None else frame.dts
-        yield (index / rate if stamp is None else (stamp - origin) * base), frame
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[InputContainer]:
-    """Open a file that has a video stream; whatever the container says against it becomes a VideoError."""
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(path, "is a folder, not a file" if path.is_dir() else "no such file")
-    if path.stat().st_size == 0:
-        raise VideoError(path, "the file is empty (0 bytes)")
-    try:  # a playlist in disguise must not reach the network
-        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"})
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(path, _unreadable(path, error)) from error
-    with container:
-        if not container.streams.video:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams}))
-            raise VideoError(path, f"holds no video stream (only {kinds or 'an empty shell'})")
-        try:
-            yield container
-        except av.FFmpegError as error:
-            raise VideoError(path, f"cannot be read: {error.strerror}") from error
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    head = path.open("rb").read(12)
-    if head[4:8] == b"ftyp":
-        return "an mp4 without its index (moov), as a cut-off recording leaves it; it cannot be decoded"
-    return f"not a video ({getattr(error, 'strerror', None) or error})"
-
-
-def _base(stream: av.VideoStream) -> float:
-    return float(stream.time_base) if stream.time_base else 1 / av.time_base
-
-
-def _rate(stream: av.VideoStream) -> float:
-    return float(stream.average_rate or stream.guessed_rate or 25)
-
-
-def _displayed_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """(height, width) after the turn that the file asks for."""
-    sides = frame.height, frame.width
-    return sides if frame.rotation % 180 == 0 else sides[::-1]
-
-
-def _picture(frame: av.VideoFrame) -> Tensor:
-    """uint8 (1, H, W, 3), upright."""
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-    return torch.from_numpy(np.ascontiguousarray(pixels))[None]
 
 
 def _stack(path: str | Path, pictures: list[Tensor]) -> Tensor:

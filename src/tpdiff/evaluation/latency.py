@@ -133,28 +133,31 @@ def speedup(a: Sequence[float], b: Sequence[float]) -> Speedup:
 
 @dataclass(frozen=True)
 class Standing:
-    """A latency row against the first row that decodes (or does not) as it does.
+    """A latency row against its base: the first row that decodes, or does not, as it does.
 
     Attributes:
         row: the row.
-        speedup: first row over this row.
-        limit: the same ratio of floating-point operations; None where they were not counted.
+        base: whether the row is itself the base.
+        speedup: base over row.
+        limit: the same ratio of floating-point operations; None for the base, and where they were not counted.
         share: part of `limit` reached; None where there is no limit.
     """
 
     row: LatencyRow
+    base: bool
     speedup: Speedup
     limit: float | None
     share: float | None
 
 
 def standings(rows: Sequence[LatencyRow]) -> list[Standing]:
-    """Every row against its base: the first row with the same `decode`."""
+    """Every row against its base, in the order given."""
     bases: dict[bool, LatencyRow] = {}
     result = []
     for row in rows:
         base = bases.setdefault(row.decode, row)
         faster = speedup(base.seconds, row.seconds)
-        limit = base.flops / row.flops if base.flops > 0 and row.flops > 0 else None
-        result.append(Standing(row, faster, limit, None if limit is None else faster.share(limit)))
+        limit = base.flops / row.flops if row is not base and base.flops > 0 and row.flops > 0 else None
+        share = None if limit is None else faster.share(limit)
+        result.append(Standing(row, row is base, faster, limit, share))
     return result

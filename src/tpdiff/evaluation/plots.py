@@ -79,16 +79,17 @@ def _draw(title: str, x: np.ndarray, raw: np.ndarray, mean: np.ndarray, span: fl
 
     style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(3.6, 2.5), layout="constrained")
+        figure = Figure(figsize=(2.9, 2.3), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(x, raw, color=color, alpha=0.3, linewidth=0.7)
         axes.plot(x, mean, color=color, linewidth=1.8)
         axes.set_xlim(0, span or 1)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_ylim(*_limits(raw, mean))
         axes.set_xlabel("training seconds", color=_INK)
         axes.set_ylabel("loss", color=_INK)
         axes.grid(color=_INK, alpha=0.12, linewidth=0.6)
-        axes.tick_params(colors=_INK, length=0)
+        axes.tick_params(colors=_INK, length=0, pad=4)
         for spine in axes.spines.values():
             spine.set_visible(False)
         axes.patch.set_visible(False)
@@ -115,6 +116,7 @@ def _inline(svg: str) -> str:
     """A standalone SVG file -> an element for HTML: no prologue, no metadata, no fixed size, no namespaces."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every figure, and nothing refers to them
     head, body = svg.split(">", 1)
     head = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", head)
     return f'{head} aria-hidden="true">{body}'.replace(_INK, "currentColor").replace("xlink:href", "href").strip()

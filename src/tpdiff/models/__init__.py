@@ -1,5 +1,6 @@
 """Our own networks."""
 
+from tpdiff.models.memory import keep_freed_memory
 from tpdiff.models.video_dit import VideoDiT
 
-__all__ = ["VideoDiT"]
+__all__ = ["VideoDiT", "keep_freed_memory"]

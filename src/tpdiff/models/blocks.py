@@ -1,4 +1,7 @@
-"""The transformer block of :class:`~tpdiff.models.video_dit.VideoDiT`."""
+"""The transformer block of :class:`~tpdiff.models.video_dit.VideoDiT`.
+
+Its wide linear layers have no bias: the shift of AdaLN, one for each sample, does what a bias before them would.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = (num_heads, hidden_size // num_heads)
         self.eps = eps
-        self.to_qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.to_out = nn.Linear(hidden_size, hidden_size)
+        self.to_qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.to_out = nn.Linear(hidden_size, hidden_size, bias=False)
         self.qk_norm = nn.Parameter(torch.ones(2, self.heads[1]))
 
     def forward(self, tokens: Tensor, rotary: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D); ``rotary`` is (2, N, head_dim / 2), cosines and sines."""
+        """(B, N, D) -> (B, N, D); ``rotary`` is (2, N, head_dim), see ``Rotary.table``."""
         query_key, value = self.to_qkv(tokens).unflatten(-1, (3, *self.heads)).split((2, 1), dim=2)
         query, key = normed_rotary(query_key, self.qk_norm, rotary, self.eps)
         return self.to_out(attention(query, key, value[:, :, 0].transpose(1, 2)))
@@ -34,9 +37,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = (num_heads, hidden_size // num_heads)
         self.eps = eps
-        self.to_query = nn.Linear(hidden_size, hidden_size)
-        self.to_key_value = nn.Linear(hidden_size, 2 * hidden_size)
-        self.to_out = nn.Linear(hidden_size, hidden_size)
+        self.to_query = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.to_key_value = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.to_out = nn.Linear(hidden_size, hidden_size, bias=False)
         self.qk_norm = nn.Parameter(torch.ones(2, self.heads[1]))
 
     def forward(self, tokens: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
@@ -46,8 +49,8 @@ class CrossAttention(nn.Module):
         key, value = self.to_key_value(text).unflatten(-1, (2, *self.heads)).unbind(2)
         query = F.rms_norm(query, width, self.qk_norm[0].to(query.dtype), self.eps)
         key = F.rms_norm(key, width, self.qk_norm[1].to(key.dtype), self.eps)
-        heads = (x.transpose(1, 2) for x in (query, key, value))
-        return self.to_out(attention(*heads, mask=mask))
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        return self.to_out(attention(query, key, value, mask))
 
 
 class FeedForward(nn.Module):
@@ -55,8 +58,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden_size: int, inner_size: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(hidden_size, inner_size)
-        self.contract = nn.Linear(inner_size, hidden_size)
+        self.expand = nn.Linear(hidden_size, inner_size, bias=False)
+        self.contract = nn.Linear(inner_size, hidden_size, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -70,9 +73,7 @@ class DiTBlock(nn.Module):
     ``x + gate * f(norm(x) * (1 + scale) + shift)``; the function starts at zero, and the block at identity.
     """
 
-    def __init__(
-        self, hidden_size: int, num_heads: int, mlp_ratio: float, eps: float, cross_attention: bool
-    ) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, eps: float, cross_attention: bool) -> None:
         super().__init__()
         self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
         self.attention = SelfAttention(hidden_size, num_heads, eps)
@@ -92,7 +93,7 @@ class DiTBlock(nn.Module):
         Args:
             tokens: (B, N, D).
             conditioning: (B, D), time, class and stage, after its SiLU.
-            rotary: (2, N, head_dim / 2), see :func:`tpdiff.models.rotary.rotary_table`.
+            rotary: (2, N, head_dim), see :meth:`tpdiff.models.rotary.Rotary.table`.
             text: (B, L, D), when the block has cross-attention.
             text_mask: (B, 1, 1, L) bool, True where a text token is attended to.
 

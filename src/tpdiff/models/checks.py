@@ -9,7 +9,11 @@ from torch import Tensor
 
 
 def check_config(
-    hidden_size: int, num_attention_heads: int, patch_size: Sequence[int], rope_modes: Sequence[str], modes: Sequence[str]
+    hidden_size: int,
+    num_attention_heads: int,
+    patch_size: Sequence[int],
+    rope_modes: Sequence[str],
+    modes: Sequence[str],
 ) -> None:
     """Refuse a network that cannot be built.
 
@@ -30,9 +34,7 @@ def check_config(
     if len(patch_size) != 3 or any(p < 1 for p in patch_size):
         raise ValueError(f"patch_size {tuple(patch_size)} must be three positive sizes (T, H, W)")
     if len(rope_modes) != 3 or any(mode not in modes for mode in rope_modes):
-        raise ValueError(
-            f"rope_modes {tuple(rope_modes)} must be three modes (T, H, W) out of {', '.join(modes)}"
-        )
+        raise ValueError(f"rope_modes {tuple(rope_modes)} must be three modes (T, H, W) out of {', '.join(modes)}")
 
 
 def check_video(video: Tensor, in_channels: int, patch_size: Sequence[int]) -> None:
@@ -92,9 +94,7 @@ def check_text(text: Tensor | None, mask: Tensor | None, batch: int, text_dim: i
             f"pass any text with an encoder_attention_mask of False"
         )
     if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != text_dim:
-        raise ValueError(
-            f"encoder_hidden_states has shape {tuple(text.shape)}; expected ({batch}, L, {text_dim})"
-        )
+        raise ValueError(f"encoder_hidden_states has shape {tuple(text.shape)}; expected ({batch}, L, {text_dim})")
     if mask is not None and (mask.shape != text.shape[:2] or mask.dtype != torch.bool):
         raise ValueError(
             f"encoder_attention_mask is {mask.dtype} of shape {tuple(mask.shape)}; expected bool of shape "

@@ -1,4 +1,4 @@
-"""From video to tokens and back, and the embedding of time."""
+"""From video to tokens and back, and the embeddings of time and text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def patchify(video: Tensor, patch_size: Sequence[int]) -> Tensor:
@@ -38,3 +39,21 @@ def timestep_embedding(timestep: Tensor, dim: int, *, scale: float = 1000.0, the
     exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
     angles = scale * timestep.float()[:, None] * torch.exp(-math.log(theta) * exponent)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class TextEmbedding(nn.Module):
+    """Normed, projected text after one learned null token, which every sample attends to.
+
+    The null token is all that a sample without a prompt (a mask that is all False) attends to.
+    """
+
+    def __init__(self, text_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(text_dim, hidden_size)
+        self.null = nn.Parameter(0.02 * torch.randn(1, 1, hidden_size))
+
+    def forward(self, text: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, L, text_dim) and (B, L) bool -> (B, 1 + L, D) and (B, 1, 1, 1 + L) bool, True where attended to."""
+        text = self.projection(F.layer_norm(text.to(self.projection.weight.dtype), text.shape[-1:]))
+        text = torch.cat((self.null.to(text.dtype).expand(text.shape[0], -1, -1), text), dim=1)
+        return text, None if mask is None else F.pad(mask, (1, 0), value=True)[:, None, None]

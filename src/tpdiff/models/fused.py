@@ -20,12 +20,12 @@ KEPT_TOKENS = 512  # up to this many keys, the attention weights are kept for th
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """``layer_norm(x) * (1 + scale) + shift``: x (B, N, D); shift and scale (B, 1, D), one a sample."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)
+    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
 
 
 def gated_residual(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
     """``x + gate * branch``: x and branch (B, N, D); gate (B, 1, D), one a sample."""
-    return torch.addcmul(x, gate, branch)
+    return x + gate * branch
 
 
 def normed_rotary(x: Tensor, weight: Tensor, table: Tensor, eps: float) -> Tensor:
@@ -36,14 +36,13 @@ def normed_rotary(x: Tensor, weight: Tensor, table: Tensor, eps: float) -> Tenso
     Args:
         x: (B, N, S, H, d), S the streams (query and key).
         weight: (S, d), gain of the norm of each stream.
-        table: (2, N, d / 2), cosines and sines of the angles.
+        table: (2, N, d), see :meth:`tpdiff.models.rotary.Rotary.table`.
         eps: added to the mean square.
 
     Returns:
         (S, B, H, N, d).
     """
     cos, sin = table
-    cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
     weight = weight.to(x.dtype)
     if _takes_fast_path(x):
         return _NormedRotary.apply(x, weight, cos, sin, eps)
@@ -85,7 +84,7 @@ def _swap_halves(x: Tensor) -> Tensor:
 
 
 class _NormedRotary(torch.autograd.Function):
-    """:func:`normed_rotary` with ``cos`` and ``sin`` (N, d) of full width, the sign of the rotation in ``sin``."""
+    """:func:`normed_rotary`, with its gradient by hand."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
@@ -104,7 +103,7 @@ class _NormedRotary(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         normed, inverse, weight, cos, sin = ctx.saved_tensors
         # z = normed * weight; the rotation is orthogonal: its transpose turns the gradient back
-        grad_z = (grad * sin).roll(grad.shape[-1] // 2, -1).addcmul_(grad, cos)
+        grad_z = _swap_halves(grad * sin).addcmul_(grad, cos)
         product = grad_z * normed
         grad_weight = product.sum((1, 2, 3))
         # x / rms(x): the part of the gradient along x itself is lost
@@ -152,9 +151,7 @@ class _BlockedAttention(torch.autograd.Function):
                 _attention_weights(query[part], key[part], None if bias is None else bias[part], weights)
             torch.bmm(weights.mT, grad[part], out=grad_value[part])
             torch.bmm(grad[part], value[part].mT, out=grad_scores)
-            torch.ops.aten._softmax_backward_data.out(
-                grad_scores, weights, -1, query.dtype, grad_input=grad_scores
-            )
+            torch.ops.aten._softmax_backward_data.out(grad_scores, weights, -1, query.dtype, grad_input=grad_scores)
             torch.bmm(grad_scores, key[part], out=grad_query[part])
             torch.bmm(grad_scores.mT, query[part], out=grad_key[part])
         return grad_query.mul_(query.shape[-1] ** -0.5), grad_key, grad_value, None

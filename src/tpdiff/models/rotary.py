@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from tpdiff.pyramid.positions import positions
-
-Triple = tuple[float, float, float]
 
 
 def split_pairs(head_dim: int) -> tuple[int, int, int]:
@@ -45,9 +44,7 @@ def rotary_angles(
     """
     parts = []
     for axis, pairs in enumerate(split_pairs(head_dim)):
-        where = positions(
-            size[axis], strides[axis], mode=modes[axis], causal=causal_time and axis == 0
-        )
+        where = positions(size[axis], strides[axis], mode=modes[axis], causal=causal_time and axis == 0)
         frequency = theta ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
         shape = [1, 1, 1, pairs]
         shape[axis] = size[axis]
@@ -55,40 +52,44 @@ def rotary_angles(
     return torch.cat(parts, dim=-1).flatten(0, 2)
 
 
-def rotary_table(
-    size: tuple[int, int, int],
-    strides: Triple,
-    head_dim: int,
-    modes: tuple[str, str, str],
-    theta: float,
-    causal_time: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Cosines and sines of :func:`rotary_angles`, remembered between calls.
+@dataclass(frozen=True)
+class Rotary:
+    """The rotary positions of a network: see :func:`rotary_angles` for the fields."""
 
-    Returns:
-        tensor of shape (2, T * H * W, head_dim / 2): cosines, sines.
-    """
-    build = _build_table if torch.compiler.is_compiling() else _remembered_table
-    return build(size, strides, head_dim, modes, theta, causal_time, device, dtype)
+    head_dim: int
+    modes: tuple[str, ...] = ("interpolate",) * 3
+    theta: float = 1000.0
+    causal_time: bool = False
+
+    def table(
+        self, size: tuple[int, ...], strides: tuple[float, ...], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """Cosines and sines of all tokens of ``size`` (T, H, W), remembered between calls.
+
+        Pair j is made of channels j and j + head_dim / 2, so that rotating x is
+        ``x * cos + swap_halves(x) * sin``.
+
+        Returns:
+            tensor of shape (2, T * H * W, head_dim): the cosines, twice; the sines, first negated, then as
+            they are.
+        """
+        build = _build_table if torch.compiler.is_compiling() else _remembered_table
+        return build(self, size, strides, device, dtype)
 
 
 def _build_table(
-    size: tuple[int, int, int],
-    strides: Triple,
-    head_dim: int,
-    modes: tuple[str, str, str],
-    theta: float,
-    causal_time: bool,
-    device: torch.device,
-    dtype: torch.dtype,
+    rope: Rotary, size: tuple[int, ...], strides: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    angles = rotary_angles(size, strides, head_dim, modes=modes, theta=theta, causal_time=causal_time)
-    return torch.stack((angles.cos(), angles.sin())).to(device, dtype)
+    angles = rotary_angles(
+        size, strides, rope.head_dim, modes=rope.modes, theta=rope.theta, causal_time=rope.causal_time
+    )
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))).to(device, dtype)
 
 
 @lru_cache(maxsize=64)
-def _remembered_table(*key: object) -> Tensor:
+def _remembered_table(
+    rope: Rotary, size: tuple[int, ...], strides: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:
     with torch.inference_mode(False):  # a table first made while sampling must also serve training
-        return _build_table(*key)  # type: ignore[arg-type]
+        return _build_table(rope, size, strides, device, dtype)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -11,15 +14,16 @@ from torch import Tensor, nn
 
 from tpdiff.models import checks
 from tpdiff.models.blocks import DiTBlock
-from tpdiff.models.embeddings import patchify, timestep_embedding, unpatchify
+from tpdiff.models.embeddings import TextEmbedding, patchify, timestep_embedding, unpatchify
 from tpdiff.models.fused import modulated_norm
-from tpdiff.models.rotary import rotary_table
+from tpdiff.models.rotary import Rotary
 from tpdiff.pyramid.positions import MODES
 
 TIME_CHANNELS = 256
+SILENT = ("modulation", "final_projection", "cross_attention.to_out")  # layers that start at zero
 
 
-class VideoDiT(ModelMixin, ConfigMixin):
+class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A video denoiser: AdaLN-zero transformer, full spatio-temporal attention, one position axis for all stages.
 
     A stage's stride against full size enters the rotary positions alone (MATH 7): coarse and fine tokens that
@@ -46,8 +50,8 @@ class VideoDiT(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock"]
-    _repeated_blocks = ["DiTBlock"]
+    _no_split_modules = ["DiTBlock"]  # type: ignore[assignment]  # noqa: RUF012
+    _repeated_blocks = ["DiTBlock"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -73,7 +77,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         self.in_channels, self.text_dim = in_channels, text_dim
         self.num_classes, self.num_stages = num_classes, num_stages
         self.patch_size = tuple(patch_size)
-        self.rope = (hidden_size // num_attention_heads, tuple(rope_modes), rope_theta, causal_time)
+        self.rope = Rotary(hidden_size // num_attention_heads, tuple(rope_modes), rope_theta, causal_time)
         volume = patch_size[0] * patch_size[1] * patch_size[2]
 
         self.patch_embed = nn.Linear(in_channels * volume, hidden_size)
@@ -82,8 +86,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         )
         self.class_embed = nn.Embedding(num_classes + 1, hidden_size) if num_classes is not None else None
         self.stage_embed = nn.Embedding(num_stages, hidden_size) if num_stages is not None else None
-        self.text_embed = nn.Linear(text_dim, hidden_size) if text_dim is not None else None
-        self.text_null = nn.Parameter(torch.empty(1, 1, hidden_size)) if text_dim is not None else None
+        self.text_embed = TextEmbedding(text_dim, hidden_size) if text_dim is not None else None
         self.blocks = nn.ModuleList(
             DiTBlock(hidden_size, num_attention_heads, mlp_ratio, qk_norm_eps, text_dim is not None)
             for _ in range(num_layers)
@@ -94,19 +97,15 @@ class VideoDiT(ModelMixin, ConfigMixin):
 
     def _initialise(self) -> None:
         """Xavier for linear layers, small normals for embeddings, zeros for all that must start silent."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        if self.text_null is not None:
-            nn.init.normal_(self.text_null, std=0.02)
-        silent = [self.final_modulation, self.final_projection]
-        for block in self.blocks:
-            silent += [block.modulation] + ([block.cross_attention.to_out] if block.cross_attention else [])
-        for layer in silent:
-            nn.init.zeros_(layer.weight)
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if name.endswith(SILENT):
+                    nn.init.zeros_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(
         self,
@@ -149,12 +148,15 @@ class VideoDiT(ModelMixin, ConfigMixin):
         weight = self.patch_embed.weight
         tokens = self.patch_embed(patchify(hidden_states.to(weight.dtype), self.patch_size))
         conditioning = self._conditioning(timestep, class_labels, stage)
-        rotary = self._rotary(tuple(size), strides, tokens)
-        text, text_mask = self._text(encoder_hidden_states, encoder_attention_mask)
+        rotary = self._rotary(size, strides, tokens)
+        text, text_mask = None, None
+        if self.text_embed is not None and encoder_hidden_states is not None:
+            text, text_mask = self.text_embed(encoder_hidden_states, encoder_attention_mask)
 
+        checkpoint: Any = self._gradient_checkpointing_func
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, conditioning, rotary, text, text_mask)
+                tokens = checkpoint(block, tokens, conditioning, rotary, text, text_mask)
             else:
                 tokens = block(tokens, conditioning, rotary, text, text_mask)
 
@@ -172,18 +174,8 @@ class VideoDiT(ModelMixin, ConfigMixin):
             embedding = embedding + self.stage_embed.weight[stage]
         return F.silu(embedding)
 
-    def _rotary(self, size: tuple[int, ...], strides: tuple[float, float, float], tokens: Tensor) -> Tensor:
+    def _rotary(self, size: Sequence[int], strides: Sequence[float], tokens: Tensor) -> Tensor:
         """Rotary table of this size: a token of a patch of p elements has p times the stage's stride."""
-        t, h, w = (n // p for n, p in zip(size, self.patch_size, strict=True))
+        grid = tuple(n // p for n, p in zip(size, self.patch_size, strict=True))
         token_strides = tuple(float(p * stride) for p, stride in zip(self.patch_size, strides, strict=True))
-        return rotary_table((t, h, w), token_strides, *self.rope, tokens.device, tokens.dtype)
-
-    def _text(self, text: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Text tokens (B, 1 + L, D), the null token first, and their mask (B, 1, 1, 1 + L)."""
-        if self.text_embed is None or text is None:
-            return None, None
-        text = self.text_embed(F.layer_norm(text.to(self.text_embed.weight.dtype), text.shape[-1:]))
-        text = torch.cat((self.text_null.to(text.dtype).expand(text.shape[0], -1, -1), text), dim=1)
-        if mask is not None:
-            mask = F.pad(mask, (1, 0), value=True)[:, None, None]
-        return text, mask
+        return self.rope.table(grid, token_strides, tokens.device, tokens.dtype)

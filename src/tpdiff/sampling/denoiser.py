@@ -1,6 +1,7 @@
 """From a network and its conditions to a denoiser that the stage loop can call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,13 +9,11 @@ from torch import Tensor
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.sampling.loop import Denoiser
 
-Network = Callable[..., Tensor]
 
-
-def network_inputs(network: torch.nn.Module, pyramid: Pyramid, stage: int) -> dict:
-    """What a stage-aware network is told besides latents and time: its strides, and its index if it embeds it."""
+def network_inputs(config: Any, pyramid: Pyramid, stage: int) -> dict:
+    """What a network of this configuration is told of its stage: the strides, and the index if it embeds stages."""
     told: dict = {"strides": pyramid.factors[stage]}
-    if getattr(network.config, "num_stages", None):
+    if getattr(config, "num_stages", None):
         told["stage"] = stage
     return told
 
@@ -47,7 +46,7 @@ def guided_denoiser(
 
     def denoise(x: Tensor, t: Tensor, stage: int) -> Tensor:
         inputs = (torch.cat([x, x]), torch.cat([t, t])) if guide else (x, t)
-        told = network_inputs(network, pyramid, stage)
+        told = network_inputs(network.config, pyramid, stage)
         out = network(inputs[0].to(dtype), inputs[1], **kwargs, **told, return_dict=False)[0].float()
         if not guide:
             return out

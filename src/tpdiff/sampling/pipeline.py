@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
@@ -53,8 +53,13 @@ class PyramidPipeline(DiffusionPipeline):
         max_text_length: tokens a prompt is padded or cut to.
     """
 
-    _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer"]
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components: ClassVar[list[str]] = ["vae", "text_encoder", "tokenizer"]  # type: ignore[misc]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
+    transformer: VideoDiT
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    config: Any
 
     def __init__(
         self,
@@ -64,8 +69,8 @@ class PyramidPipeline(DiffusionPipeline):
         tokenizer: Any = None,
         pyramid: dict | None = None,
         prediction_type: str = "flow_prediction",
-        default_size: tuple = (16, 64, 64),
-        latent_ratio: tuple = (1, 1, 1),
+        default_size: list = [16, 64, 64],
+        latent_ratio: list = [1, 1, 1],
         fps: float = 8.0,
         labels: Sequence[str] | None = None,
         text_source: str | None = None,
@@ -90,7 +95,7 @@ class PyramidPipeline(DiffusionPipeline):
         self._conditioner: Conditioner | None = None
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "PyramidPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "PyramidPipeline":
         """Load what `save_pretrained` or `tpdiff train` wrote; of a run's folder, the newest checkpoint.
 
         Raises:
@@ -119,7 +124,7 @@ class PyramidPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str] | None = None,
+        prompt: str | Sequence[str | None] | None = None,
         *,
         steps: int | Sequence[int] = 30,
         guidance_scale: float = 1.0,
@@ -133,12 +138,11 @@ class PyramidPipeline(DiffusionPipeline):
         solver: str = "euler",
         output_type: str = "np",
         callback: Callable[[Progress], None] | None = None,
-        return_dict: bool = True,
-    ) -> PyramidPipelineOutput | tuple:
+    ) -> PyramidPipelineOutput:
         """Make videos.
 
         Args:
-            prompt: one, or a list; None for no condition.
+            prompt: one, or a list; None stands for no prompt.
             steps: a total, or one count a stage, coarsest first.
             guidance_scale: classifier-free guidance; 1 is none (and costs nothing).
             negative_prompt: what guidance leads away from; None: no prompt.
@@ -149,13 +153,12 @@ class PyramidPipeline(DiffusionPipeline):
             solver: "euler", "ddim" or "heun".
             output_type: "np" (B, T, H, W, 3) in [0, 1], "pt" (B, T, 3, H, W) in [0, 1], "pil", or "latent".
             callback: called with a `Progress` after every step.
-            return_dict: False returns a tuple.
 
         Raises:
             ValueError: before any work, for a size, step count or prompt that cannot be served.
         """
         split_steps(steps, len(self.pyramid))
-        prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+        prompts: list[str | None] = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         if not prompts or num_videos_per_prompt < 1:
             raise ValueError("at least one prompt and one video per prompt are needed")
         wanted = (num_frames, height, width)
@@ -187,7 +190,7 @@ class PyramidPipeline(DiffusionPipeline):
         if output_type != "latent":
             pixels = video if self.vae is None else decode_video(self.vae, video)
             frames = self.video_processor.postprocess_video(pixels.clamp(-1, 1), output_type=output_type)
-        return PyramidPipelineOutput(frames=frames) if return_dict else (frames,)
+        return PyramidPipelineOutput(frames=frames)
 
     def latent_shape(self, size: Sequence[int]) -> tuple[int, int, int, int]:
         """(C, t, h, w) of the latents of a video of `size` (num_frames, height, width) in pixels.
@@ -195,7 +198,8 @@ class PyramidPipeline(DiffusionPipeline):
         Raises:
             ValueError: a size that the autoencoder, the patches or some stage cannot hold, with the nearest legal.
         """
-        config, ratio = self.transformer.config, self.config.latent_ratio
+        config: Any = self.transformer.config
+        ratio = self.config.latent_ratio
         causal = self.pyramid.causal_time or ratio[0] > 1
         check_video_size(size, self.pyramid.factors[-1], config.patch_size, ratio, causal)
         frames = 1 + (size[0] - 1) // ratio[0] if causal else size[0] // ratio[0]

@@ -21,7 +21,7 @@ STATE = "training_state.json"
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
     """An optimizer's state as flat tensors, "optimizer.<parameter>.<moment>"."""
-    names = {p: name for name, p in network.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in network.named_parameters()}
     return {
         f"optimizer.{names[p]}.{moment}": torch.as_tensor(value).contiguous()
         for p, state in optimizer.state.items()

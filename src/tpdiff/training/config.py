@@ -73,7 +73,11 @@ class PyramidConfig(Section):
 
 
 class TrainConfig(Section):
-    """How it is trained. A run ends at `steps` or at `seconds` of training time, whichever comes first."""
+    """How it is trained. A run ends at `steps` or at `seconds` of training time, whichever comes first.
+
+    `loss_space` measures the error of a network that predicts the clean sample as that of another prediction type;
+    None measures it as predicted.
+    """
 
     method: Literal["vanilla", "stagewise"] = "stagewise"
     batch_size: int = Field(16, ge=1)
@@ -84,6 +88,7 @@ class TrainConfig(Section):
     all_stages: bool = False
     timestep_density: Literal["uniform", "logit_normal"] = "uniform"
     target: Literal["global", "per_stage"] = "global"
+    loss_space: Literal["epsilon", "v_prediction", "flow_prediction"] | None = None
     alignment: Literal["none", "assignment", "knn"] = "assignment"
     align_within_condition: bool = True
     knn_candidates: int = Field(4, ge=1)
@@ -134,6 +139,8 @@ class Config(Section):
             )
         if self.train.target == "per_stage" and self.diffusion.prediction != "flow_prediction":
             raise ValueError("train.target=per_stage is defined for diffusion.prediction_type=flow_prediction only")
+        if self.train.loss_space is not None and self.diffusion.prediction != "sample":
+            raise ValueError("train.loss_space is defined for diffusion.prediction_type=sample only")
         return self
 
 

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -27,7 +27,7 @@ class EMA:
         """Take in the network's present weights."""
         self.updates += 1
         weight = (1 - self.decay) / (1 - self.decay**self.updates)
-        averages = list(self.network.parameters())
+        averages: list[Tensor] = list(self.network.parameters())
         torch._foreach_lerp_(averages, [p.detach().float() for p in network.parameters()], weight)
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(buffer)

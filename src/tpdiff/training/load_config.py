@@ -108,12 +108,12 @@ def _unknown_keys(model: type[BaseModel], values: Mapping[str, Any], path: tuple
             nearest = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0)
             where = ".".join((*path, nearest[0]))
             yield f"unknown key {here}; did you mean {where}?"
-        elif isinstance(value, Mapping) and _is_section(field.annotation):
-            yield from _unknown_keys(field.annotation, value, (*path, key))
+        elif isinstance(value, Mapping) and (section := _section(field.annotation)):
+            yield from _unknown_keys(section, value, (*path, key))
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def _explain(error: Any) -> str:

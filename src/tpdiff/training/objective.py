@@ -1,11 +1,12 @@
 """The stage-wise objective (TPDiff Algorithm 2), of which plain diffusion training is the case of one stage."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tpdiff.pyramid.alignment import align
 from tpdiff.pyramid.noise import randn
@@ -72,7 +73,8 @@ def draw_times(batch: int, density: str, generator: torch.Generator) -> Tensor:
 
 
 def stage_loss(
-    network: nn.Module,
+    network: Callable[..., Any],
+    network_config: Any,
     pyramid: Pyramid,
     latents: Tensor,
     stage: int,
@@ -81,12 +83,12 @@ def stage_loss(
     config: TrainConfig,
     prediction_type: str,
     generator: torch.Generator,
-    model_config: nn.Module | None = None,
 ) -> StageLoss:
     """The loss of one micro-batch at one stage (TPDiff Algorithm 2; MATH 2, 3, 6).
 
     Args:
         network: the denoiser, possibly wrapped for distribution.
+        network_config: its configuration.
         pyramid: the stages.
         latents: clean latents or pixels at full size, (B, C, T, H, W).
         stage: k.
@@ -95,7 +97,6 @@ def stage_loss(
         config: alignment, timestep density, target.
         prediction_type: what the network predicts.
         generator: every draw comes from it, on the CPU.
-        model_config: the unwrapped network, where `network` is wrapped.
     """
     clean = pyramid.down(latents, stage)
     coarse = pyramid.down(latents, stage + 1) if stage + 1 < len(pyramid) else None
@@ -104,11 +105,26 @@ def stage_loss(
     t = pyramid.times(u, stage).to(clean.device, torch.float32)
     pair = pyramid.pair(clean, coarse, noise, stage)
     target = pair.target(t, prediction_type, per_stage=config.target == "per_stage")
-    told = network_inputs(model_config or network, pyramid, stage)
+    told = network_inputs(network_config, pyramid, stage)
     prediction = network(pair.at(t), t, **condition, **told, return_dict=False)[0]
-    loss = (prediction.float() - target).square().mean()
-    patch = math.prod((model_config or network).config.patch_size)
-    return StageLoss(loss, stage, clean[:, 0].numel() // patch, gain)
+    error = (prediction.float() - target).square().flatten(1).mean(1)
+    loss = (error * loss_weight(pyramid.schedule, t, config.loss_space)).mean()
+    tokens = clean[:, 0].numel() // math.prod(network_config.patch_size)
+    return StageLoss(loss, stage, tokens, gain)
+
+
+def loss_weight(schedule: Schedule, t: Tensor, space: str | None) -> Tensor | float:
+    """What turns the squared error of x̂_0 at times t (B,) into that of another prediction type at the same x_t.
+
+    With ε̂ = (x_t - γ x̂_0) / σ, an error of x̂_0 is γ/σ as large in ε, (γ² + σ²)/σ in v and (γ + σ)/σ in the flow.
+    Networks with patches of many pixels do well to say x_0, which fills a small part of their space, and noise, which
+    fills all of it, only by implication (arXiv 2511.13720). σ counts as no less than 0.05.
+    """
+    if space is None:
+        return 1.0
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    factor = {"epsilon": alpha, "v_prediction": alpha**2 + sigma**2, "flow_prediction": alpha + sigma}[space]
+    return (factor / sigma.clamp(min=0.05)).square().float()
 
 
 def draw_noise(

@@ -146,6 +146,7 @@ class Trainer:
                 with self._sync(last and k == stages[-1]), self.accelerator.autocast():
                     part = stage_loss(
                         self.wrapped,
+                        self.network.config,
                         self.pyramid,
                         latents,
                         k,
@@ -154,7 +155,6 @@ class Trainer:
                         train,
                         self.config.diffusion.prediction,
                         own,
-                        self.network,
                     )
                 self.accelerator.backward(part.loss / (len(stages) * len(batches)))
                 parts.append(StageLoss(part.loss.detach(), part.stage, part.tokens, part.alignment_gain))
@@ -180,11 +180,11 @@ class Trainer:
     def pipeline(self) -> PyramidPipeline:
         """A pipeline over the averaged weights, as they are now."""
         condition, data = self.config.condition, self.config.data
-        size = (data.frames, data.height, data.width)
+        size = [data.frames, data.height, data.width]
         latent = self.latent_shape[1:]
         ratio = [-(-pixels // element) for pixels, element in zip(size, latent, strict=True)]
         return PyramidPipeline(
-            self.ema.network,
+            self.ema.network,  # type: ignore[arg-type]
             vae=self.autoencoder,
             pyramid=self.pyramid.config(),
             prediction_type=self.config.diffusion.prediction,

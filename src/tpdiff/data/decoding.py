@@ -1,0 +1,114 @@
+"""From an open file to frames with times: opening, searching, decoding until damage, turning upright."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from torch import Tensor
+
+from .errors import VideoError
+from .writing import CONVERSION
+
+TIE = 1e-6  # seconds; between two frames equally near, the earlier one is taken
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[InputContainer]:
+    """Open a file that has a video stream; whatever the container says against it becomes a VideoError."""
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(path, "is a folder, not a file" if path.is_dir() else "no such file")
+    if path.stat().st_size == 0:
+        raise VideoError(path, "the file is empty (0 bytes)")
+    try:  # a playlist in disguise must not reach the network
+        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"})
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(path, _unreadable(path, error)) from error
+    with container:
+        if not container.streams.video:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams}))
+            raise VideoError(path, f"holds no video stream (only {kinds or 'an empty shell'})")
+        try:
+            yield container
+        except av.FFmpegError as error:
+            raise VideoError(path, f"cannot be read: {error.strerror}") from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    head = path.open("rb").read(12)
+    if head[4:8] == b"ftyp":
+        return "an mp4 without its index (moov), as a cut-off recording leaves it; it cannot be decoded"
+    return f"not a video ({getattr(error, 'strerror', None) or error})"
+
+
+def frames_from(container: InputContainer, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames from one at or before `start` on, jumping to a key frame where the file allows it."""
+    moved = False
+    for margin in (0.0, 2.0):  # an index by decoding time, which is earlier, can lead too far: step back once
+        if start - margin <= 0 or _is_counted(container):
+            break
+        try:
+            _seek(container, start - margin)
+            moved = True
+            frames = decoded(container)
+            first = next(frames, None)
+        except av.FFmpegError:
+            break
+        if first is not None and first[0] <= start + TIE:
+            yield first
+            yield from frames
+            return
+    if moved:
+        _seek(container, 0.0)
+    yield from decoded(container)
+
+
+def _seek(container: InputContainer, time: float) -> None:
+    stream = container.streams.video[0]
+    container.seek(int(time / _base(stream)) + (stream.start_time or 0), stream=stream, backward=True)
+
+
+def decoded(container: InputContainer) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(seconds after the first frame, frame) for frames that decode whole, until damage."""
+    stream = container.streams.video[0]
+    base, rate, origin = _base(stream), rate_of(stream), stream.start_time or 0
+    counted = _is_counted(container)
+    for index, frame in enumerate(container.decode(stream)):
+        if frame.is_corrupt:
+            return
+        yield (index / rate if counted or frame.pts is None else (frame.pts - origin) * base), frame
+
+
+def _is_counted(container: InputContainer) -> bool:
+    """Whether the format has no presentation times: frames are then counted from the first, at an even rate."""
+    return container.format.name in ("avi", "h264", "hevc", "m4v")
+
+
+def _base(stream: av.VideoStream) -> float:
+    return float(stream.time_base) if stream.time_base else 1 / av.time_base
+
+
+def rate_of(stream: av.VideoStream) -> float:
+    """Frames a second on average, as the header says; 25 where it says nothing."""
+    return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def displayed_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """(height, width) after the turn that the file asks for."""
+    sides = frame.height, frame.width
+    return sides if frame.rotation % 180 == 0 else sides[::-1]
+
+
+def picture_of(frame: av.VideoFrame) -> Tensor:
+    """uint8 (1, H, W, 3), upright."""
+    lying = frame.reformat(format="rgb24", interpolation=CONVERSION).to_ndarray()
+    pixels = np.rot90(lying, round(frame.rotation / 90) % 4)
+    return torch.from_numpy(np.ascontiguousarray(pixels))[None]

@@ -1,0 +1,156 @@
+"""Captions and splits: every way to write them, and every way to get them wrong."""
+
+import json
+
+import pytest
+
+from tpdiff.data import BadFile, DataError, FolderScan, check_share, scan
+from tpdiff.data.folder import require_captions
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files are only listed here, so any bytes will do."""
+    for name in ("b.mp4", "a.MOV", "sub/c.webm", ".hidden.mp4", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def write_jsonl(folder, *rows):
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def test_captions_beside_the_videos(folder):
+    (folder / "b.txt").write_text("  a boat on a lake\n")
+    (folder / "sub/c.txt").write_text("\ufeffein Käfer", encoding="utf-8")
+    (folder / "a.txt").write_text("  \n")
+    found = scan(folder)
+    assert [entry.path.name for entry in found.entries] == ["a.MOV", "b.mp4", "c.webm"]
+    assert [entry.caption for entry in found.entries] == [None, "a boat on a lake", "ein Käfer"]
+    assert found.skipped == () and found.splits == ()
+
+
+def test_a_caption_that_is_not_text(folder):
+    (folder / "b.txt").write_bytes(b"caf\xe9")
+    found = scan(folder)
+    assert found.skipped == (BadFile(folder / "b.mp4", "its caption b.txt is not UTF-8 text"),)
+
+
+def test_subfolders_name_the_split(tmp_path):
+    for name in ("train/a.mp4", "test/b.mp4", "other/c.mp4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    found = scan(tmp_path)
+    assert {entry.path.name: entry.split for entry in found.entries} == {
+        "a.mp4": "train",
+        "b.mp4": "test",
+        "c.mp4": None,
+    }
+    assert [entry.path.name for entry in scan(tmp_path, "test").entries] == ["b.mp4"]
+
+
+def test_jsonl(folder):
+    write_jsonl(
+        folder,
+        {"file_name": "sub/c.webm", "text": "a cat", "split": "train", "rating": 4},
+        "",
+        {"file_name": "b.mp4", "caption": "a dog", "text": "unused", "split": "test"},
+        {"file_name": "gone.mp4", "caption": "a ghost"},
+    )
+    found = scan(folder)
+    assert [(e.path.name, e.caption, e.split, e.extra) for e in found.entries] == [
+        ("b.mp4", "a dog", "test", {}),
+        ("c.webm", "a cat", "train", {"rating": 4}),
+    ]
+    assert found.skipped == (BadFile(folder / "gone.mp4", "listed in metadata.jsonl, line 4, but no such file"),)
+    assert found.unlisted == (folder / "a.MOV",)
+    with pytest.raises(DataError, match=r"split 'val' is not in .*known splits: test, train"):
+        scan(folder, "val")
+
+
+def test_line_ends_inside_captions(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "b.mp4", "caption": "one\u2028two"}\r\n', newline="")
+    assert scan(folder).entries[0].caption == "one\u2028two"
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text('file_name,text\r\nb.mp4,"one\r\ntwo"\r\n', newline="")
+    assert scan(folder).entries[0].caption == "one\ntwo"
+
+
+def test_csv(folder):
+    (folder / "metadata.csv").write_text('file_name,text,split,source\nb.mp4,"a dog, wet",train,web\n')
+    (entry,) = scan(folder).entries
+    assert (entry.caption, entry.split, entry.extra) == ("a dog, wet", "train", {"source": "web"})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file_name": "b.mp4", ', r"metadata\.jsonl, line 2: not JSON"),
+        ('["b.mp4"]', r"line 2: not a JSON object"),
+        ('{"caption": "a dog"}', r"line 2: no file_name"),
+        ('{"file_name": "b.mp4", "caption": 3}', r"line 2: caption must be text, got 3"),
+        ('{"file_name": "../b.mp4", "caption": "x"}', r"line 2: file_name '../b.mp4' leads out of the folder"),
+        ('{"file_name": "/b.mp4", "caption": "x"}', r"line 2: file_name '/b.mp4' leads out of the folder"),
+    ],
+)
+def test_malformed_lines_are_named(folder, line, message):
+    write_jsonl(folder, {"file_name": "b.mp4", "caption": "x"}, line)
+    with pytest.raises(DataError, match=message):
+        scan(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,text\nb.mp4,x\n", r"metadata\.csv, line 1: no column file_name among \['name', 'text'\]"),
+        ("file_name,text\nb.mp4\n", r"metadata\.csv, line 2: not the 2 columns"),
+        ("file_name,text\nb.mp4,x\na.MOV,x,y\n", r"metadata\.csv, line 3: not the 2 columns"),
+        ("file_name,text\n", r"metadata\.csv lists no videos"),
+    ],
+)
+def test_malformed_tables(folder, text, message):
+    (folder / "metadata.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        scan(folder)
+
+
+def test_both_kinds_of_metadata(folder):
+    write_jsonl(folder, {"file_name": "b.mp4"})
+    (folder / "metadata.csv").write_text("file_name\nb.mp4\n")
+    with pytest.raises(DataError, match=r"holds both metadata.jsonl and metadata.csv; keep one"):
+        scan(folder)
+
+
+def test_missing_empty_and_unsplit_folders(tmp_path, folder):
+    with pytest.raises(DataError, match=r"no such folder: .*nowhere"):
+        scan(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        scan(folder / "b.mp4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no video files \(\.mp4, \.mov, .*\) in .*empty"):
+        scan(tmp_path / "empty")
+    with pytest.raises(DataError, match="known splits: none"):
+        scan(folder, "train")
+
+
+def test_missing_captions_say_what_to_write(folder):
+    with pytest.raises(DataError, match=r"3 of 3 videos in .* have no caption: a.MOV, b.mp4, .*c\.webm") as caught:
+        require_captions(scan(folder).entries, folder)
+    assert "(a.txt)" in str(caught.value) and '{"file_name": "a.MOV", "caption": "..."}' in str(caught.value)
+
+
+def test_share_of_bad_files(folder):
+    entries, bad = scan(folder).entries, tuple(BadFile(folder / f"{n}.mp4", f"reason {n}") for n in range(7))
+    check_share(FolderScan(entries, bad[:1]), 0.25)
+    check_share(FolderScan(entries, ()), 0.0)
+    with pytest.raises(DataError, match=r"1 of 4 videos cannot be used, more than max_bad_share 0\.2") as caught:
+        check_share(FolderScan(entries, bad[:1]), 0.2)
+    assert "0.mp4: reason 0" in str(caught.value)
+    with pytest.raises(DataError, match=r"7 of 10 .*\n.*reason 0(.*\n)*.*and 2 more"):
+        check_share(FolderScan(entries, bad), 0.5)
+    with pytest.raises(DataError, match="7 of 7"):
+        check_share(FolderScan((), bad), 1.0)
+    with pytest.raises(ValueError, match=r"max_bad_share 1\.5 .* nearest: 1"):
+        check_share(FolderScan(entries), 1.5)

@@ -1,0 +1,66 @@
+"""The average of weights against its closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from tpdiff.training.ema import EMA
+
+
+class Counter(nn.Module):
+    """Weights that take a new value at each step, and a buffer."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.layer = nn.Linear(5, 3).to(dtype)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def step(self, generator):
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator))
+            self.seen += 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.999])
+def test_the_average_is_the_closed_form_in_float32(dtype, decay):
+    network, generator = Counter(dtype), torch.Generator().manual_seed(0)
+    ema = EMA(network, decay)
+    history = []
+    for n in range(1, 41):
+        network.step(generator)
+        ema.update(network)
+        history.append([p.detach().double() for p in network.parameters()])
+        shares = [decay ** (n - i) for i in range(1, n + 1)]
+        for index, average in enumerate(ema.network.parameters()):
+            assert average.dtype == torch.float32
+            wanted = sum(s * w[index] for s, w in zip(shares, history, strict=True)) / sum(shares)
+            torch.testing.assert_close(average.double(), wanted, rtol=0, atol=3e-6)
+    assert ema.updates == 40
+    assert int(ema.network.seen) == 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_update_is_the_weights_themselves(dtype):
+    network = Counter(dtype)
+    ema = EMA(network, 0.9999)
+    network.step(torch.Generator().manual_seed(1))
+    ema.update(network)
+    for average, p in zip(ema.network.parameters(), network.parameters(), strict=True):
+        assert torch.equal(average, p.detach().float())
+
+
+def test_the_average_follows_but_never_leads():
+    network = Counter(torch.float32)
+    before = [p.detach().clone() for p in network.parameters()]
+    ema = EMA(network, 0.5)
+    network.step(torch.Generator().manual_seed(2))
+    moved = [p.detach().clone() for p in network.parameters()]
+    ema.update(network)
+    network.step(torch.Generator().manual_seed(3))
+    for average, p, old in zip(ema.network.parameters(), moved, before, strict=True):
+        assert torch.equal(average, p)
+        assert not torch.equal(average, old)
+        assert not average.requires_grad
+    assert not ema.network.training
