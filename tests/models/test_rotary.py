@@ -77,3 +77,9 @@ def test_tables_are_remembered_and_one_made_for_inference_serves_training() -> N
     assert not made.is_inference()
     assert rope.table(*key) is made
     assert Rotary(DIM, theta=124.0).table(*key) is not made
+
+
+def test_the_frequencies_of_an_axis_fall_from_one_towards_one_over_theta() -> None:
+    angles = rotary_angles((2, 1, 1), (1, 1, 1), DIM, theta=16.0)
+    turn = angles[1] - angles[0]
+    torch.testing.assert_close(turn, torch.tensor([1, 1 / 2, 1 / 4, 1 / 8, 0, 0, 0, 0], dtype=torch.float64))

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,20 +137,20 @@ def _clip(game: Any, setting: Scenario, action: str, number: int, frames: int, f
         game.set_seed(int(torch.randint(2**31, (), generator=generator)))
         game.new_episode()
         _stray(game, setting, generator)
-        pictures: list[Tensor] = []
-        places: list[Tensor] = []
+        pictures: list[np.ndarray] = []
+        places: list[np.ndarray] = []
         depths: list[float] = []
         while len(pictures) < frames and not game.is_episode_finished():
             state = game.get_state()
-            pictures.append(torch.from_numpy(state.screen_buffer.copy()))
+            pictures.append(state.screen_buffer.copy())
             depths.append(float(state.depth_buffer.mean()))
-            places.append(torch.tensor(state.game_variables[:2]))
+            places.append(state.game_variables[:2].copy())
             if len(pictures) < frames:
                 game.make_action(_press(action), frame_skip)
         if len(pictures) < frames or sum(depths) < LEAST_DEPTH * frames:
             continue
         if action not in MOVES or _keeps_moving(places, frame_skip):
-            return torch.stack(pictures)
+            return torch.from_numpy(np.stack(pictures))
     raise DataError(
         f"{ATTEMPTS} episodes gave no clip of {frames} frames ({frames * frame_skip} game steps) with "
         f"{action!r}; ask for fewer frames or a smaller frame_skip"
@@ -169,12 +170,12 @@ def _stray(game: Any, setting: Scenario, generator: torch.Generator) -> None:
         game.make_action([0.0] * len(BUTTONS), 4)  # come to rest
 
 
-def _keeps_moving(places: list[Tensor], frame_skip: int) -> bool:
+def _keeps_moving(places: list[np.ndarray], frame_skip: int) -> bool:
     """Whether each third of a clip covers ground."""
     marks = [places[round(part * (len(places) - 1) / 3)] for part in range(4)]
-    ways = torch.stack([(b - a).norm() for a, b in pairwise(marks)])
+    ways = [float(np.hypot(*(b - a))) for a, b in pairwise(marks)]
     least = LEAST_STEP * frame_skip * (len(places) - 1) / 3
-    return bool((ways >= least).all())
+    return min(ways) >= least
 
 
 def _press(action: str) -> list[float]:

@@ -21,8 +21,8 @@ from tpdiff.training.load_config import load_config
 from tpdiff.training.setup import open_dataset
 from tpdiff.training.trainer import Trainer
 
-SCENARIO = "health_gathering"
-CLIPS, CLIP_FRAMES = 400, 33
+SCENARIO = "my_way_home"
+CLIPS, CLIP_FRAMES, SIZE = 300, 33, (48, 64)
 LABELS = {"vanilla": "Vanilla diffusion", "pyramid": "Temporal pyramid"}
 METHODS = {"vanilla": "vanilla", "pyramid": "stagewise"}
 STEPS = 30
@@ -47,11 +47,9 @@ def training_seconds(minutes: float) -> float:
 
 def record(out: Path, progress: Callable[[int, int], None] | None = None, clips: int = CLIPS) -> Path:
     """Gameplay of one scenario as captioned mp4s under `out`/data."""
-    height, width = 96, 128
-    record_doom(
-        out / "data", clips=clips, frames=CLIP_FRAMES, scenario=SCENARIO, size=(height, width), progress=progress
-    )
-    return out / "data"
+    return record_doom(
+        out / "data", clips=clips, frames=CLIP_FRAMES, scenario=SCENARIO, size=SIZE, progress=progress
+    ).folder
 
 
 def build_arms(out: Path, data: Path, seconds: float, overrides: Sequence[str] = ()) -> Arms:

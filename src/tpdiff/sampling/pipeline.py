@@ -100,9 +100,16 @@ class PyramidPipeline(DiffusionPipeline):
 
         Raises:
             FileNotFoundError: no pipeline in the folder, or no checkpoint in the run.
+            ValueError: weights of another network.
         """
         folder = newest_checkpoint(Path(pretrained_model_name_or_path))
-        return super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
+        pipeline = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
+        absent = [name for name, p in pipeline.transformer.named_parameters() if p.is_meta]
+        if absent:
+            raise ValueError(
+                f"the weights in {folder} are of another network: {len(absent)} are missing ({absent[0]}, ...)"
+            )
+        return pipeline
 
     @property
     def conditioner(self) -> Conditioner:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tpdiff.data import ClipDataset, StreamSampler, collate, to_float
 from tpdiff.models.autoencoder import encode_video, load_autoencoder
 from tpdiff.models.conditioning import LabelCondition
+from tpdiff.models.memory import keep_freed_memory
 from tpdiff.models.video_dit import VideoDiT
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training import checkpoint as ckpt
@@ -56,6 +57,8 @@ class Trainer:
             project_dir=str(self.out),
         )
         self.device = self.accelerator.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.dataset = open_dataset(config) if dataset is None else dataset
         self.conditioner = build_conditioner(config, self.dataset.captions)
         self.autoencoder = None

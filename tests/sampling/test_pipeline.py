@@ -1,0 +1,353 @@
+"""The pipeline: saved and loaded, its outputs, its guidance, and what it refuses before any work."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tpdiff import PyramidPipeline, VideoDiT, sample_pyramid
+from tpdiff.models.text import load_text_encoder
+from tpdiff.pyramid import FlowMatchingSchedule, Pyramid, VariancePreservingSchedule
+from tpdiff.training.trainer import Trainer
+
+LABELS = ["a cat runs", "a dog runs", "a dog sleeps"]
+THREE = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
+
+
+def network(**options):
+    torch.manual_seed(3)
+    options = {"patch_size": (1, 8, 8), "hidden_size": 24, "num_layers": 1, "num_attention_heads": 2} | options
+    model = VideoDiT(**options)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.12)
+    return model.eval()
+
+
+def pipeline(factors=THREE, schedule=None, model=None, **options):
+    pyramid = Pyramid(schedule or FlowMatchingSchedule(), factors)
+    options = {"default_size": [8, 16, 16], "fps": 5.0} | options
+    return PyramidPipeline(model or network(), pyramid=pyramid.config(), **options)
+
+
+def labelled(**options):
+    return pipeline(model=network(num_classes=3), labels=LABELS, **options)
+
+
+def seeded(*seeds):
+    made = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return made[0] if len(made) == 1 else made
+
+
+def counted(pipe):
+    """Batch sizes of the network's calls from now on."""
+    sizes = []
+    pipe.transformer.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
+    return sizes
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [
+        (None, "flow_prediction"),
+        (VariancePreservingSchedule(), "epsilon"),
+        (VariancePreservingSchedule().zero_terminal_snr(), "v_prediction"),
+    ],
+)
+def test_what_is_saved_and_loaded_makes_the_same_videos(tmp_path, schedule, prediction):
+    pipe = labelled(schedule=schedule, prediction_type=prediction)
+    pipe.save_pretrained(tmp_path / "model")
+    again = PyramidPipeline.from_pretrained(tmp_path / "model")
+    a, b = (p(LABELS[:2], steps=[2, 1, 3], guidance_scale=2.0, generator=seeded(4)).frames for p in (pipe, again))
+    assert np.array_equal(a, b)
+    assert again.config.fps == 5.0
+    assert again.conditioner.labels == LABELS
+    assert again.pyramid.stages == pipe.pyramid.stages
+    assert {p.suffix for p in (tmp_path / "model").rglob("*") if p.is_file()} == {".json", ".safetensors"}
+
+
+def test_a_run_s_folder_means_its_newest_checkpoint(tiny, tmp_path):
+    trainer = Trainer(tiny("train.steps=11", "log.checkpoint_every_steps=1", "log.keep_checkpoints=4"), tmp_path / "run")
+    trainer.run()
+    trainer.save()
+    assert trainer.step == 11
+    newest = PyramidPipeline.from_pretrained(tmp_path / "run")
+    wanted = PyramidPipeline.from_pretrained(tmp_path / "run" / "checkpoints" / "step-00000011")
+    before = PyramidPipeline.from_pretrained(tmp_path / "run" / "checkpoints" / "step-00000009")
+    a, b, c = (p.transformer.final_projection.weight for p in (newest, wanted, before))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    prompt = newest.config.labels[0]
+    direct = trainer.pipeline()(prompt, steps=3, generator=seeded(1)).frames
+    assert np.array_equal(direct, newest(prompt, steps=3, generator=seeded(1)).frames)
+    assert newest.config.default_size == [8, 16, 16]
+    assert newest.config.fps == 8
+
+
+@pytest.mark.parametrize("name", ["absent", "empty", "run"])
+def test_a_folder_without_a_model_is_refused(tmp_path, name):
+    if name != "absent":
+        (tmp_path / name).mkdir()
+    if name == "run":
+        (tmp_path / name / "checkpoints" / ".step-00000003.partial").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / ".step-00000003.partial" / "model_index.json").write_text("{}")
+        (tmp_path / name / "checkpoints" / "step-00000004").mkdir()
+    with pytest.raises(FileNotFoundError, match="no model in .*model_index.json"):
+        PyramidPipeline.from_pretrained(tmp_path / name)
+
+
+def test_a_text_encoder_comes_from_where_it_was_in_training(tmp_path, bert):
+    pipe = pipeline(model=network(text_dim=16), text_source=str(bert), max_text_length=9)
+    pipe.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model" / "text_encoder").exists()
+    again = PyramidPipeline.from_pretrained(tmp_path / "model")
+    assert again.text_encoder is None
+    a, b = (p("a digit moves", steps=3, guidance_scale=2.0, generator=seeded(0)).frames for p in (pipe, again))
+    assert np.array_equal(a, b)
+    assert again.text_encoder is not None
+    other = again("five moves up", steps=3, guidance_scale=2.0, generator=seeded(0)).frames
+    assert not np.allclose(a, other, atol=1e-4)
+
+
+def test_a_text_encoder_can_be_saved_with_the_model(tmp_path, bert):
+    encoder, tokenizer = load_text_encoder(str(bert))
+    pipe = pipeline(model=network(text_dim=16), text_encoder=encoder, tokenizer=tokenizer, max_text_length=9)
+    pipe.save_pretrained(tmp_path / "model")
+    again = PyramidPipeline.from_pretrained(tmp_path / "model")
+    assert again.config.text_source is None
+    assert type(again.text_encoder) is type(encoder)
+    a, b = (p("a digit moves", steps=3, generator=seeded(0)).frames for p in (pipe, again))
+    assert np.array_equal(a, b)
+
+
+def test_the_packaged_text_encoder_works():
+    pipe = pipeline(model=network(text_dim=384), text_source="minilm", max_text_length=8)
+    left, right, none = (
+        pipe(p, steps=3, generator=seeded(0)).frames for p in ("it moves left", "it moves right", None)
+    )
+    assert not np.allclose(left, right, atol=1e-5)
+    assert not np.allclose(left, none, atol=1e-5)
+
+
+def test_a_pyramid_is_needed():
+    with pytest.raises(ValueError, match=r"pyramid=Pyramid\(...\)\.config\(\)"):
+        PyramidPipeline(network())
+
+
+# Outputs
+
+
+def test_outputs_have_their_shapes_and_ranges():
+    pipe = labelled()
+    made = {
+        kind: pipe(LABELS[:2], steps=3, generator=seeded(2), output_type=kind).frames
+        for kind in ("np", "pt", "pil", "latent")
+    }
+    assert made["np"].shape == (2, 8, 16, 16, 3)
+    assert made["pt"].shape == (2, 8, 3, 16, 16)
+    assert made["latent"].shape == (2, 3, 8, 16, 16)
+    assert isinstance(made["np"], np.ndarray)
+    assert 0 <= made["np"].min() < made["np"].max() <= 1
+    wanted = (made["latent"].clamp(-1, 1) / 2 + 0.5).permute(0, 2, 1, 3, 4)
+    torch.testing.assert_close(made["pt"], wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(made["np"], made["pt"].permute(0, 1, 3, 4, 2).numpy(), atol=1e-6)
+    assert [len(video) for video in made["pil"]] == [8, 8]
+    assert isinstance(made["pil"][0][0], Image.Image)
+    assert made["pil"][0][0].size == (16, 16)
+    np.testing.assert_allclose(np.asarray(made["pil"][1][3]) / 255, made["np"][1, 3], atol=0.5 / 255 + 1e-6)
+
+
+def test_an_unknown_output_type_is_refused_before_any_work():
+    pipe = labelled()
+    sizes = counted(pipe)
+    with pytest.raises(ValueError, match="output_type"):
+        pipe(LABELS[0], steps=3, output_type="gif")
+    assert sizes == []
+
+
+def test_each_prompt_gets_so_many_videos():
+    pipe = labelled()
+    labels = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda m, args, kwargs: labels.append(kwargs["class_labels"].tolist()), with_kwargs=True
+    )
+    frames = pipe([LABELS[2], LABELS[0]], num_videos_per_prompt=2, steps=3, generator=seeded(0)).frames
+    assert frames.shape[0] == 4
+    assert labels == [[2, 2, 0, 0]] * 3
+    assert not np.allclose(frames[0], frames[1])
+
+
+def test_a_generator_a_video_makes_each_independent_of_its_batch():
+    pipe = labelled()
+    prompts = [LABELS[0], LABELS[2], LABELS[1]]
+    together = pipe(prompts, steps=4, guidance_scale=3.0, generator=seeded(7, 8, 9)).frames
+    for i, seed in enumerate((7, 8, 9)):
+        alone = pipe(prompts[i], steps=4, guidance_scale=3.0, generator=seeded(seed)).frames
+        np.testing.assert_allclose(alone[0], together[i], atol=1e-4)
+    with pytest.raises(ValueError, match="2 generators for a batch of 3"):
+        pipe(prompts, steps=4, generator=seeded(7, 8))
+
+
+def test_sizes_other_than_the_trained_one():
+    pipe = labelled()
+    assert pipe(None, steps=3, num_frames=12, height=24, width=8).frames.shape == (1, 12, 24, 8, 3)
+
+
+def test_given_noise_is_where_it_starts():
+    pipe = labelled()
+    noise = torch.randn(1, 3, 2, 16, 16, generator=seeded(3))
+    a, b = (pipe(LABELS[0], steps=3, latents=noise, generator=seeded(4)).frames for _ in range(2))
+    assert np.array_equal(a, b)
+    with pytest.raises(ValueError, match=r"coarsest stage's shape \(1, 3, 2, 16, 16\)"):
+        pipe(LABELS[0], steps=3, latents=torch.randn(1, 3, 8, 16, 16))
+
+
+def test_it_is_the_stage_loop_around_the_network():
+    pipe = pipeline()
+    told = []
+    frames = pipe(steps=[3, 2, 1], generator=seeded(5), output_type="latent", callback=told.append, solver="heun").frames
+    wanted = sample_pyramid(
+        lambda x, t, k: pipe.transformer(x, t, strides=pipe.pyramid.factors[k], return_dict=False)[0],
+        pipe.pyramid,
+        (1, 3, 8, 16, 16),
+        [3, 2, 1],
+        generator=seeded(5),
+        solver="heun",
+    )
+    assert torch.equal(frames, wanted)
+    assert [p.stage for p in told] == [2, 2, 2, 1, 1, 0]
+    assert [p.step for p in told] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("target", ["global", "per_stage"])
+def test_a_model_trained_on_the_flow_of_its_stages_is_sampled_by_it(tiny, tmp_path, target):
+    """Two stages of equal size, and a network that always says 0.25.
+
+    Per unit of t the path goes from 1 to 0: x falls by 0.25. Per stage each of the two stages takes 0.25 off.
+    """
+    config = tiny("pyramid.factors=[[1,1,1],[1,1,1]]", f"train.target={target}")
+    pipe = Trainer(config, tmp_path / "run").pipeline()
+    with torch.no_grad():
+        pipe.transformer.final_projection.weight.zero_()
+        pipe.transformer.final_projection.bias.fill_(0.25)
+    pipe.save_pretrained(tmp_path / "model")
+    noise = torch.randn(1, 3, 8, 16, 16, generator=seeded(1))
+    for one in (pipe, PyramidPipeline.from_pretrained(tmp_path / "model")):
+        latents = one(None, steps=4, latents=noise, output_type="latent").frames
+        wanted = noise - (0.25 if target == "global" else 0.5)
+        torch.testing.assert_close(latents, wanted, rtol=0, atol=1e-5)
+
+
+# Guidance
+
+
+def test_no_guidance_does_not_double_the_batch():
+    pipe = labelled()
+    sizes = counted(pipe)
+    pipe(LABELS[:2], steps=[2, 1, 1])
+    assert sizes == [2, 2, 2, 2]
+
+
+def test_guidance_doubles_the_batch_unless_there_is_no_prompt():
+    pipe = labelled()
+    sizes = counted(pipe)
+    pipe(LABELS[:2], steps=3, guidance_scale=2.0)
+    pipe([None, None], steps=3, guidance_scale=2.0)
+    assert sizes == [4, 4, 4, 2, 2, 2]
+
+
+def test_guidance_is_linear_in_its_scale():
+    """One stage, one step: the video is linear in the prediction, and that in the scale."""
+    pipe = labelled(factors=[(1, 1, 1)])
+    made = [
+        pipe(LABELS[1], steps=1, guidance_scale=scale, generator=seeded(0), output_type="latent").frames
+        for scale in (0.0, 1.0, 3.0)
+    ]
+    null = pipe(None, steps=1, generator=seeded(0), output_type="latent").frames
+    torch.testing.assert_close(made[0], null, rtol=0, atol=1e-5)
+    torch.testing.assert_close(made[2], made[0] + 3 * (made[1] - made[0]), rtol=0, atol=1e-5)
+    assert not torch.allclose(made[0], made[1], atol=1e-3)
+
+
+def test_a_negative_prompt_takes_the_place_of_none():
+    pipe = labelled(factors=[(1, 1, 1)])
+
+    def make(prompt, **options):
+        return pipe(prompt, steps=1, generator=seeded(0), output_type="latent", **options).frames
+
+    away = make(LABELS[0], negative_prompt=LABELS[2], guidance_scale=2.0)
+    torch.testing.assert_close(away, 2 * make(LABELS[0]) - make(LABELS[2]), rtol=0, atol=1e-5)
+    assert not torch.allclose(away, make(LABELS[0], guidance_scale=2.0), atol=1e-4)
+
+
+# Refusals
+
+
+def test_an_unknown_label_names_the_nearest():
+    pipe = labelled()
+    sizes = counted(pipe)
+    for options in ({"prompt": "a dog sleep"}, {"prompt": LABELS[0], "negative_prompt": "a dog sleep"}):
+        with pytest.raises(ValueError) as caught:
+            pipe(**options, steps=3)
+        assert "'a dog sleep' is not one of them" in str(caught.value)
+        assert "nearest: 'a dog sleeps'" in str(caught.value)
+    assert sizes == []
+
+
+def test_a_model_without_conditions_takes_no_prompt():
+    with pytest.raises(ValueError, match="takes no prompt"):
+        pipeline()("a cat", steps=3)
+
+
+@pytest.mark.parametrize(
+    ("size", "axis", "nearest"),
+    [
+        ({"height": 12}, "height 12", "8 or 16"),
+        ({"width": 20}, "width 20", "16 or 24"),
+        ({"num_frames": 10}, "num_frames 10", "8 or 12"),
+        ({"num_frames": 2}, "num_frames 2", "4"),
+        ({"height": 0}, "height 0", "8"),
+        ({"num_frames": 0}, "num_frames 0", "4"),
+        ({"width": -8}, "width -8", "8"),
+    ],
+)
+def test_an_illegal_size_names_the_nearest_before_any_call(size, axis, nearest):
+    pipe = labelled()
+    sizes = counted(pipe)
+    with pytest.raises(ValueError) as caught:
+        pipe(LABELS[0], steps=3, **size)
+    assert axis in str(caught.value)
+    assert f"nearest: {nearest}" in str(caught.value)
+    assert sizes == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 2}, "2 steps cannot fill 3 stages; nearest: 3"),
+        ({"steps": [10, 10]}, "2 step counts"),
+        ({"steps": [1, 0, 1]}, "at least one whole step"),
+        ({"solver": "rk4"}, "unknown solver 'rk4'"),
+        ({"num_videos_per_prompt": 0}, "at least one"),
+        ({"prompt": []}, "at least one prompt"),
+    ],
+)
+def test_other_bad_requests_are_refused_before_any_call(options, message):
+    pipe = labelled()
+    sizes = counted(pipe)
+    with pytest.raises(ValueError, match=message):
+        pipe(**({"prompt": LABELS[0], "steps": 3} | options))
+    assert sizes == []
+
+
+def test_it_runs_in_bf16(tmp_path):
+    pipe = labelled()
+    wanted = pipe(LABELS[0], steps=3, generator=seeded(0)).frames
+    pipe.save_pretrained(tmp_path / "model")
+    half = PyramidPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.bfloat16)
+    assert half.transformer.dtype == torch.bfloat16
+    made = half(LABELS[0], steps=3, generator=seeded(0)).frames
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, wanted, atol=0.1)
