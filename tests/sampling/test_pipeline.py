@@ -45,6 +45,12 @@ def counted(pipe):
     return sizes
 
 
+def assert_rounding(a, b):
+    """Equal but for the last bits: loaded weights may be aligned differently in memory, which changes the order of
+    sums."""
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
+
+
 # Saving and loading
 
 
@@ -59,9 +65,14 @@ def counted(pipe):
 def test_what_is_saved_and_loaded_makes_the_same_videos(tmp_path, schedule, prediction):
     pipe = labelled(schedule=schedule, prediction_type=prediction)
     pipe.save_pretrained(tmp_path / "model")
-    again = PyramidPipeline.from_pretrained(tmp_path / "model")
-    a, b = (p(LABELS[:2], steps=[2, 1, 3], guidance_scale=2.0, generator=seeded(4)).frames for p in (pipe, again))
-    assert np.array_equal(a, b)
+    again, third = (PyramidPipeline.from_pretrained(tmp_path / "model") for _ in range(2))
+    for name, tensor in pipe.transformer.state_dict().items():
+        assert torch.equal(again.transformer.state_dict()[name], tensor)
+    a, b, c = (
+        p(LABELS[:2], steps=[2, 1, 3], guidance_scale=2.0, generator=seeded(4)).frames for p in (pipe, again, third)
+    )
+    assert np.array_equal(b, c)
+    assert_rounding(a, b)
     assert again.config.fps == 5.0
     assert again.conditioner.labels == LABELS
     assert again.pyramid.stages == pipe.pyramid.stages
@@ -81,7 +92,7 @@ def test_a_run_s_folder_means_its_newest_checkpoint(tiny, tmp_path):
     assert not torch.equal(a, c)
     prompt = newest.config.labels[0]
     direct = trainer.pipeline()(prompt, steps=3, generator=seeded(1)).frames
-    assert np.array_equal(direct, newest(prompt, steps=3, generator=seeded(1)).frames)
+    assert_rounding(direct, newest(prompt, steps=3, generator=seeded(1)).frames)
     assert newest.config.default_size == [8, 16, 16]
     assert newest.config.fps == 8
 
@@ -105,7 +116,7 @@ def test_a_text_encoder_comes_from_where_it_was_in_training(tmp_path, bert):
     again = PyramidPipeline.from_pretrained(tmp_path / "model")
     assert again.text_encoder is None
     a, b = (p("a digit moves", steps=3, guidance_scale=2.0, generator=seeded(0)).frames for p in (pipe, again))
-    assert np.array_equal(a, b)
+    assert_rounding(a, b)
     assert again.text_encoder is not None
     other = again("five moves up", steps=3, guidance_scale=2.0, generator=seeded(0)).frames
     assert not np.allclose(a, other, atol=1e-4)
@@ -119,7 +130,7 @@ def test_a_text_encoder_can_be_saved_with_the_model(tmp_path, bert):
     assert again.config.text_source is None
     assert type(again.text_encoder) is type(encoder)
     a, b = (p("a digit moves", steps=3, generator=seeded(0)).frames for p in (pipe, again))
-    assert np.array_equal(a, b)
+    assert_rounding(a, b)
 
 
 def test_the_packaged_text_encoder_works():
@@ -162,7 +173,7 @@ def test_outputs_have_their_shapes_and_ranges():
 def test_an_unknown_output_type_is_refused_before_any_work():
     pipe = labelled()
     sizes = counted(pipe)
-    with pytest.raises(ValueError, match="output_type"):
+    with pytest.raises(ValueError, match="gif"):
         pipe(LABELS[0], steps=3, output_type="gif")
     assert sizes == []
 
@@ -346,7 +357,7 @@ def test_it_runs_in_bf16(tmp_path):
     pipe = labelled()
     wanted = pipe(LABELS[0], steps=3, generator=seeded(0)).frames
     pipe.save_pretrained(tmp_path / "model")
-    half = PyramidPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.bfloat16)
+    half = PyramidPipeline.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     assert half.transformer.dtype == torch.bfloat16
     made = half(LABELS[0], steps=3, generator=seeded(0)).frames
     assert made.dtype == np.float32

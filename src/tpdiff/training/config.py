@@ -109,9 +109,9 @@ class TrainConfig(Section):
 
 
 class LogConfig(Section):
-    """What a run leaves behind."""
+    """What a run leaves behind. `trackers` are accelerate's, by name: tensorboard, wandb, trackio, ..."""
 
-    trackers: list[str] = ["tensorboard"]
+    trackers: list[str] = []
     every_steps: int = Field(10, ge=1)
     checkpoint_every_steps: int | None = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)

@@ -1,7 +1,10 @@
 """What a run needs before its first step, and everything that can be refused by then."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from accelerate.tracking import get_available_trackers
 
 from tpdiff.data import ClipDataset
 from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition, TextCondition
@@ -47,6 +50,18 @@ def check_sizes(config: Config, coarsest: tuple[int, int, int]) -> None:
     if config.model.autoencoder is None:
         size = (config.data.frames, config.data.height, config.data.width)
         check_video_size(size, coarsest, config.model.patch_size, causal_time=config.pyramid.causal_time)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that are unknown or not installed; accelerate would pass over the latter in silence.
+
+    Raises:
+        ValueError: naming the tracker and those that can be had.
+    """
+    available = sorted(str(tracker.value) for tracker in get_available_trackers())
+    for name in names:
+        if name not in available:
+            raise ValueError(f"log.trackers: {name!r} is unknown or not installed; installed: {', '.join(available)}")
 
 
 def check_folder(out: Path, config: Config, resume: bool) -> Path | None:

@@ -25,7 +25,14 @@ from tpdiff.training.ema import EMA
 from tpdiff.training.load_config import build_config, config_difference, dump_config, flatten
 from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_loss
 from tpdiff.training.progress import Recent, Report
-from tpdiff.training.setup import build_conditioner, check_folder, check_sizes, may_change, open_dataset
+from tpdiff.training.setup import (
+    build_conditioner,
+    check_folder,
+    check_sizes,
+    check_trackers,
+    may_change,
+    open_dataset,
+)
 
 
 class Trainer:
@@ -48,6 +55,7 @@ class Trainer:
         self.config, self.out = config, Path(out)
         self.pyramid = build_pyramid(config)
         check_sizes(config, self.pyramid.factors[-1])
+        check_trackers(config.log.trackers)
         found = check_folder(self.out, config, resume)
         set_seed(config.seed)
         train = config.train
@@ -114,7 +122,7 @@ class Trainer:
             batches = [self._next_batch() for _ in range(self.config.train.accumulation)]
             started = time.perf_counter()
             parts = self.train_step(batches)
-            elapsed = time.perf_counter() - started
+            elapsed = self._agree(time.perf_counter() - started)
             self.seconds += elapsed
             self.step += 1
             self.tokens += sum(p.tokens for p in parts) * self.accelerator.num_processes
@@ -273,6 +281,15 @@ class Trainer:
     def _sync(self, now: bool) -> Any:
         """Gradients are exchanged with the last backward pass of a step only."""
         return torch.enable_grad() if now else self.accelerator.no_sync(self.wrapped)
+
+    def _agree(self, elapsed: float) -> float:
+        """The mean time of a step over all processes, so that all end together; a stop asked of one stops all."""
+        if self.accelerator.num_processes == 1:
+            return elapsed
+        told = torch.tensor([elapsed, float(self.stop_requested)], dtype=torch.float64, device=self.device)
+        told = self.accelerator.reduce(told, "sum")
+        self.stop_requested = bool(told[1])
+        return float(told[0]) / self.accelerator.num_processes
 
     def _batches(self, start: int, stop: int | None = None) -> Iterator[dict[str, Any]]:
         sampler = StreamSampler(start, stop, self.accelerator.process_index, self.accelerator.num_processes)
