@@ -1,6 +1,7 @@
 """Any diffusers autoencoder, of images or of videos, behind two functions over (B, C, T, H, W)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoModel
@@ -23,7 +24,7 @@ def load_autoencoder(folder: str) -> nn.Module:
 
 
 @torch.no_grad()
-def encode_video(vae: nn.Module, video: Tensor) -> Tensor:
+def encode_video(vae: Any, video: Tensor) -> Tensor:
     """Video (B, 3, T, H, W) in [-1, 1] -> normalised latents (B, C, t, h, w), the posterior's mode."""
     frames = video.shape[2]
     x = video.to(next(vae.parameters()).dtype)
@@ -36,7 +37,7 @@ def encode_video(vae: nn.Module, video: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_video(vae: nn.Module, latents: Tensor) -> Tensor:
+def decode_video(vae: Any, latents: Tensor) -> Tensor:
     """Normalised latents (B, C, t, h, w) -> video (B, 3, T, H, W), float32, about [-1, 1]."""
     shift, scale = _normalisation(vae, latents)
     z = (latents / scale + shift).to(next(vae.parameters()).dtype)
@@ -51,7 +52,7 @@ def _is_video(vae: nn.Module) -> bool:
     return any(p.ndim == 5 for p in vae.parameters())
 
 
-def _normalisation(vae: nn.Module, latents: Tensor) -> tuple[Tensor, Tensor]:
+def _normalisation(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
     """(shift, scale) of unit-variance latents, from whichever statistics the autoencoder carries."""
     config = vae.config
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
@@ -64,7 +65,7 @@ def _normalisation(vae: nn.Module, latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def latent_shape(vae: nn.Module, size: Sequence[int]) -> tuple[int, int, int, int]:
+def latent_shape(vae: Any, size: Sequence[int]) -> tuple[int, int, int, int]:
     """(C, t, h, w) of the latents of a video of `size` (num_frames, height, width), by encoding one.
 
     Raises:

@@ -24,6 +24,7 @@ from tpdiff.training.config import Config
 from tpdiff.training.ema import EMA
 from tpdiff.training.load_config import build_config, config_difference, dump_config, flatten
 from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_loss
+from tpdiff.training.optimizer import build_optimizer, learning_rate
 from tpdiff.training.progress import Recent, Report
 from tpdiff.training.setup import (
     build_conditioner,
@@ -76,13 +77,7 @@ class Trainer:
         self.pyramid.check_shape((train.batch_size, *self.latent_shape))
         self.network = self._build_network()
         self.ema = EMA(self.network.to(self.device), train.ema_decay)
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=train.lr,
-            betas=train.betas,
-            weight_decay=train.weight_decay,
-            fused=True,
-        )
+        optimizer = build_optimizer(self.network, train)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
         self.step, self.seconds, self.tokens = 0, 0.0, 0
         self.losses: list[tuple[float, int, int, float]] = []  # (seconds, step, stage, loss)
@@ -143,7 +138,7 @@ class Trainer:
         """One optimizer step over its micro-batches; advances neither the clock nor the counters."""
         train, parts = self.config.train, []
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = learning_rate(train, self.step, self.fraction)
         for micro, batch in enumerate(batches):
             shared, own = self._generator("stage", micro), self._generator("noise", micro, everywhere=False)
             latents = self._latents(batch["video"])
@@ -175,16 +170,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.network)
         return parts
-
-    def learning_rate(self) -> float:
-        """The rate of the coming step: linear warm-up, then constant, or falling with the budget spent."""
-        train = self.config.train
-        rate = train.lr * min(1.0, (self.step + 1) / max(1, train.warmup_steps))
-        if train.lr_schedule == "linear":
-            rate *= 1 - self.fraction
-        elif train.lr_schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * self.fraction))
-        return rate
 
     # Results
 
@@ -316,7 +301,7 @@ class Trainer:
         status = recent.status(self.step, self.seconds, self.fraction)
         values = {
             "loss": status.loss,
-            "lr": self.learning_rate(),
+            "lr": learning_rate(self.config.train, self.step, self.fraction),
             "tokens_per_second": status.tokens_per_second,
         }
         values |= {f"loss/stage_{k}": v for k, v in status.stage_losses.items()}

@@ -1,0 +1,27 @@
+"""The optimizer and its rate."""
+
+import math
+
+import torch
+from torch import nn
+
+from tpdiff.training.config import TrainConfig
+
+
+def build_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over all parameters, in one fused pass."""
+    return torch.optim.AdamW(
+        network.parameters(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
+    )
+
+
+def learning_rate(train: TrainConfig, step: int, fraction: float) -> float:
+    """The rate of the step after `step`: linear warm-up, then constant, or falling with the `fraction` of the budget
+    that is spent, so that a budget in seconds is followed as one in steps is.
+    """
+    rate = train.lr * min(1.0, (step + 1) / max(1, train.warmup_steps))
+    if train.lr_schedule == "linear":
+        rate *= 1 - fraction
+    elif train.lr_schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * fraction))
+    return rate
