@@ -79,7 +79,8 @@ def network(device: torch.device, precision: str) -> VideoDiT:
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    nn.Module.to(model, device=device, dtype=dtype)  # diffusers' own `to` warns about casts of pretrained weights
+    return model.eval().requires_grad_(False)
 
 
 def guided(model: VideoDiT, pyramid: Pyramid, labels: Tensor, precision: str) -> Denoiser:

@@ -57,7 +57,7 @@ class Haar:
         return x
 
     def corrective_noise(self, z: Tensor, ratio: Ratio, sigma: float, sigma_up: float) -> Tensor:
-        """sigma (z - UDz) + sqrt(sigma² - d sigma_up²) UDz: the block mean of z at what variance is missing (MATH 3)."""
+        """sigma (z - UDz) + sqrt(sigma² - d sigma_up²) UDz: z's block mean at the variance that is missing (MATH 3)."""
         missing = sigma**2 - self.block(ratio) * sigma_up**2
         root = math.sqrt(missing) if missing > 1e-12 * sigma**2 else 0.0
         return sigma * z + (root - sigma) * self.up(self.down(z, ratio), ratio)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ class Pyramid:
         for k, (start, end) in enumerate(zip(all_starts, all_ends, strict=True)):
             if not start.kappa > end.kappa:
                 raise ValueError(
-                    f"stage {k} must start noisier than it ends, but starts at t = {start.t:.6g} and ends at {end.t:.6g}"
+                    f"stage {k} must start noisier than it ends; it runs from t = {start.t:.6g} to {end.t:.6g}"
                 )
         parts = zip(self.factors, all_starts, all_ends, strict=True)
         return tuple(Stage(k, f, s, e) for k, (f, s, e) in enumerate(parts))
@@ -107,7 +108,7 @@ class Pyramid:
         wanted = len(self.factors) - 1
         if len(times) != wanted:
             raise ValueError(f"{name} has {len(times)} times; {len(self.factors)} stages need {wanted}")
-        if any(not 0 < t < 1 for t in times) or any(b <= a for a, b in zip(times, times[1:], strict=False)):
+        if any(not 0 < t < 1 for t in times) or any(b <= a for a, b in pairwise(times)):
             raise ValueError(f"{name} must rise strictly inside (0, 1), finest stage first; got {list(times)}")
         return [self.schedule.level(float(t)) for t in times]
 
@@ -251,7 +252,7 @@ def _check_factors(factors: Sequence[Sequence[int]]) -> tuple[tuple[int, int, in
         checked.append((int(stage[0]), int(stage[1]), int(stage[2])))
     if not checked or checked[0] != (1, 1, 1):
         raise ValueError(f"the finest stage's factors must be (1, 1, 1); got {list(factors)}")
-    for fine, coarse in zip(checked, checked[1:], strict=False):
+    for fine, coarse in pairwise(checked):
         if any(c < f for f, c in zip(fine, coarse, strict=True)):
             raise ValueError(f"factors must not shrink from stage to stage, finest first; got {checked}")
     return tuple(checked)

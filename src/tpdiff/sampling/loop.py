@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def sample_pyramid(
             t = torch.full((x.shape[0],), level.t, dtype=torch.float32, device=x.device)
             return denoiser(x, t, k).to(x.dtype)
 
-        for level, target in zip(grids[k], grids[k][1:], strict=False):
+        for level, target in pairwise(grids[k]):
             step = advance(predict, x, level, target, prediction_type)
             x = step.latents.to(dtype)
             done += 1
