@@ -107,7 +107,13 @@ def cost(batch: int, elements: int, rounds: int, max_gib: float) -> Cost:
     figures = {name: 1e3 * median(seconds) for name, seconds in times.items()}
     ratio = speedup(times["distances"], times["align"]).ratio if "distances" in times else None
     return Cost(
-        batch, elements, figures["align"], figures["products"], figures["assignment"], figures.get("distances"), ratio
+        batch,
+        elements,
+        figures["align"],
+        figures["products"],
+        figures["assignment"],
+        figures.get("distances"),
+        ratio,
     )
 
 

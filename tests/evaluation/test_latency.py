@@ -63,7 +63,10 @@ def test_times_stand_with_their_variant(monkeypatch):
     def takes(seconds):
         return lambda: clock.__setitem__(0, clock[0] + seconds)
 
-    assert measure({"slow": takes(2.0), "fast": takes(0.5)}, rounds=4) == {"slow": [2.0] * 4, "fast": [0.5] * 4}
+    assert measure({"slow": takes(2.0), "fast": takes(0.5)}, rounds=4) == {
+        "slow": [2.0] * 4,
+        "fast": [0.5] * 4,
+    }
 
 
 @pytest.mark.parametrize("arguments", [({},), ({"a": print}, 0), ({"a": print}, 1, -1)])

@@ -135,6 +135,14 @@ def test_numbers_are_read_as_people_write_them(text, number):
     assert build_config(LEAST, [f"train.lr={text}"]).train.lr == number
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_every_precision_can_be_written_plainly(precision, tmp_path):
+    """YAML takes a bare no for a truth value."""
+    assert build_config(LEAST, [f"train.precision={precision}"]).train.precision == precision
+    (tmp_path / "run.yaml").write_text(f"data: {{path: x}}\ntrain:\n  steps: 1\n  precision: {precision}\n")
+    assert load_config(tmp_path / "run.yaml").train.precision == precision
+
+
 def test_overrides_win_and_the_last_of_them_most(tmp_path):
     (tmp_path / "run.yaml").write_text("data: {path: there}\ntrain: {steps: 3, lr: 1e-3}\n")
     config = load_config(tmp_path / "run.yaml", ["train.lr=2e-4", "train.lr=3e-4", "model.hidden_size=48", "data.fps="])
@@ -242,7 +250,8 @@ def test_a_configuration_cannot_be_changed_in_place():
 
 
 def test_there_are_recipes():
-    assert {"demo", "digits"} <= {path.stem for path in RECIPES}
+    assert "demo" in {path.stem for path in RECIPES}
+    assert len(RECIPES) > 1
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -448,15 +448,21 @@ def test_reports_come_every_so_many_steps_and_at_the_end(tiny, tmp_path):
     assert f"step {told[-1].step}" in told[-1].line()
 
 
-@pytest.mark.parametrize(("schedule", "rates"), [("constant", [1, 1, 1]), ("linear", [1, 0.75, 0.5])])
-def test_the_learning_rate_warms_up_and_falls(tiny, tmp_path, schedule, rates):
-    config = tiny("train.steps=4", f"train.lr_schedule={schedule}", "train.warmup_steps=2", "train.lr=1e-2")
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("linear", [1, 0.8, 0.6, 0.4, 0.2]),
+        ("cosine", [1, 0.904508, 0.654508, 0.345492, 0.095492]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_falls(tiny, tmp_path, schedule, shares):
+    config = tiny("train.steps=5", f"train.lr_schedule={schedule}", "train.warmup_steps=4", "train.lr=1e-2")
     trainer = Trainer(config, tmp_path / "run")
     seen = []
-    for step in range(3):
-        trainer.step = step
-        seen.append(trainer.learning_rate() / 1e-2)
-    assert seen == pytest.approx([rates[0] * 0.5, rates[1], rates[2]])
+    trainer.run(report=lambda status: seen.append(trainer.optimizer.param_groups[0]["lr"] / 1e-2))
+    warm_up = [0.25, 0.5, 0.75, 1, 1]
+    assert seen == pytest.approx([w * s for w, s in zip(warm_up, shares, strict=True)], abs=1e-5)
 
 
 def test_a_budget_of_seconds_ends_a_run(tiny, tmp_path):
@@ -473,3 +479,16 @@ def test_the_resolved_configuration_lies_in_the_run(tiny, tmp_path):
     config = tiny("train.lr=3e-4")
     Trainer(config, tmp_path / "run")
     assert load_config(tmp_path / "run" / "config.yaml") == config
+
+
+@pytest.mark.parametrize(("asked", "rate"), [("", 5.0), ("10", 10.0)])
+def test_videos_play_at_the_rate_of_the_clips(tiny, tmp_path, clips, asked, rate):
+    """Without data.fps a clip is made of each file's own frames, and so is what the model makes."""
+    from tpdiff.data import read_video, write_video
+
+    folder = tmp_path / "slow"
+    for path in sorted(clips.glob("train/*.mp4"))[:6]:
+        write_video(folder / path.name, read_video(path), 5)
+        (folder / f"{path.stem}.txt").write_text("a digit moves")
+    config = tiny(f"data.path={folder}", "data.split=", f"data.fps={asked}")
+    assert Trainer(config, tmp_path / "run").pipeline().config.fps == pytest.approx(rate)

@@ -52,7 +52,10 @@ def cpu_model() -> str:
 
 
 def matmul_gflops(
-    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", size: int = 1024, seconds: float = 0.3
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    size: int = 1024,
+    seconds: float = 0.3,
 ) -> float:
     """Measured rate of square matrix products, in GFLOP/s: the best of as many as fit into `seconds`.
 

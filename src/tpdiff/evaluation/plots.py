@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def loss_panels(arms: Sequence[ArmResult]) -> list[LossPanel]:
     return panels
 
 
-def smooth(values: Sequence[float], window: int) -> np.ndarray:
+def smooth(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
     """Centred running mean of (n,) values over `window` of them, over fewer at both ends."""
     y = np.asarray(values, dtype=np.float64)
     total = np.concatenate(([0.0], np.cumsum(y)))
@@ -77,7 +78,7 @@ def _draw(title: str, x: np.ndarray, raw: np.ndarray, mean: np.ndarray, span: fl
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('plots need matplotlib: pip install "tpdiff[report]"') from error
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "font.family": "sans-serif"}
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(2.9, 2.3), layout="constrained")
         axes = figure.add_subplot()
@@ -113,9 +114,8 @@ def _limits(raw: np.ndarray, mean: np.ndarray) -> tuple[float, float]:
 
 
 def _inline(svg: str) -> str:
-    """A standalone SVG file -> an element for HTML: no prologue, no metadata, no fixed size, no namespaces."""
+    """A standalone SVG file -> an element for HTML: no prologue, no fixed size, no namespaces."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in every figure, and nothing refers to them
     head, body = svg.split(">", 1)
     head = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", head)

@@ -146,7 +146,11 @@ def _environment(folder: Path) -> jinja2.Environment:
         lambda name: (files("tpdiff.evaluation") / "templates" / name).read_text(encoding="utf-8")
     )
     environment = jinja2.Environment(
-        loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=templates,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         video=lambda path: _data_uri(folder / path),

@@ -90,7 +90,7 @@ class _NormedRotary(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
         streams = x.permute(2, 0, 3, 1, 4)
         rms = torch.linalg.vector_norm(streams, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
-        inverse = (rms.float().square() + eps).rsqrt().to(x.dtype)
+        inverse = (rms.to(torch.promote_types(x.dtype, torch.float32)).square() + eps).rsqrt().to(x.dtype)
         normed = torch.empty(streams.shape, dtype=x.dtype)
         torch.mul(streams, inverse, out=normed)
         ctx.save_for_backward(normed, inverse, weight, cos, sin)
