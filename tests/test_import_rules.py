@@ -132,7 +132,7 @@ def test_the_mathematics_loads_no_framework():
     )
     env = os.environ | {"PYTHONPATH": str(SOURCE)}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=env, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, env=env, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"[] {{'pyramid'}} {ROOT / '__init__.py'}"

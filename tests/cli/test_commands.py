@@ -153,7 +153,9 @@ def test_a_video_has_the_trained_geometry(model, tmp_path):
 
 
 def test_size_and_frames_can_be_asked_for(model, tmp_path):
-    code, _, err = call("sample", model, "--out", tmp_path / "a.mp4", "--steps", "1,1,2", "--size", "24x32", "--frames", 4)
+    code, _, err = call(
+        "sample", model, "--out", tmp_path / "a.mp4", "--steps", "1,1,2", "--size", "24x32", "--frames", 4
+    )
     assert code == 0, err
     assert decode(tmp_path / "a.mp4")[0].shape == (4, 24, 32, 3)
 
@@ -367,9 +369,7 @@ def small_disk(tmp_path):
 
 
 def test_training_onto_a_full_disk(recipe, small_disk):
-    said = refused_in_a_line(
-        "train", recipe(train={"steps": 2}), "--out", small_disk / "run", at_once=False
-    )
+    said = refused_in_a_line("train", recipe(train={"steps": 2}), "--out", small_disk / "run", at_once=False)
     assert "step-00000002 could not be written" in said
     assert "No space left" in said
     left = [p for p in (small_disk / "run").rglob("*") if p.is_file()]

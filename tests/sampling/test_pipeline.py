@@ -80,7 +80,9 @@ def test_what_is_saved_and_loaded_makes_the_same_videos(tmp_path, schedule, pred
 
 
 def test_a_run_s_folder_means_its_newest_checkpoint(tiny, tmp_path):
-    trainer = Trainer(tiny("train.steps=11", "log.checkpoint_every_steps=1", "log.keep_checkpoints=4"), tmp_path / "run")
+    trainer = Trainer(
+        tiny("train.steps=11", "log.checkpoint_every_steps=1", "log.keep_checkpoints=4"), tmp_path / "run"
+    )
     trainer.run()
     trainer.save()
     assert trainer.step == 11
@@ -218,7 +220,9 @@ def test_given_noise_is_where_it_starts():
 def test_it_is_the_stage_loop_around_the_network():
     pipe = pipeline()
     told = []
-    frames = pipe(steps=[3, 2, 1], generator=seeded(5), output_type="latent", callback=told.append, solver="heun").frames
+    frames = pipe(
+        steps=[3, 2, 1], generator=seeded(5), output_type="latent", callback=told.append, solver="heun"
+    ).frames
     wanted = sample_pyramid(
         lambda x, t, k: pipe.transformer(x, t, strides=pipe.pyramid.factors[k], return_dict=False)[0],
         pipe.pyramid,

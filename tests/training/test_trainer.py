@@ -43,7 +43,13 @@ def recorded(trainer):
 
 @pytest.mark.parametrize("overrides", [[], ["train.method=vanilla"], ["diffusion.schedule=ddim"]])
 def test_the_loss_falls(tiny, tmp_path, overrides):
-    options = ["train.steps=80", "train.batch_size=12", "train.lr=1e-2", "model.hidden_size=48", "model.patch_size=[1,4,4]"]
+    options = [
+        "train.steps=80",
+        "train.batch_size=12",
+        "train.lr=1e-2",
+        "model.hidden_size=48",
+        "model.patch_size=[1,4,4]",
+    ]
     trainer = trained(tiny(*options, *overrides), tmp_path / "run")
     by_stage = {}
     for _, _, stage, loss in trainer.losses:
@@ -243,9 +249,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, tmp_path):
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tiny, tmp_path):
     plain = trained(tiny("train.steps=3", "model.num_layers=2"), tmp_path / "a")
-    saving = Trainer(
-        tiny("train.steps=3", "model.num_layers=2", "model.gradient_checkpointing=true"), tmp_path / "b"
-    )
+    saving = Trainer(tiny("train.steps=3", "model.num_layers=2", "model.gradient_checkpointing=true"), tmp_path / "b")
     assert saving.network.is_gradient_checkpointing
     saving.run()
     assert_same(plain, saving)
@@ -318,9 +322,7 @@ def test_a_missing_encoder_is_refused(tiny, tmp_path):
 
 
 def test_twins_start_equal_and_see_the_same_clips(tiny, tmp_path):
-    shared = ClipDataset(
-        tiny().data.path, frames=8, height=16, width=16, fps=8, seed=5, split="train", cache="memory"
-    )
+    shared = ClipDataset(tiny().data.path, frames=8, height=16, width=16, fps=8, seed=5, split="train", cache="memory")
     a = Trainer(tiny("train.method=vanilla"), tmp_path / "a", dataset=shared)
     b = Trainer(tiny(), tmp_path / "b", dataset=shared)
     first, second = weights(a), weights(b)
@@ -492,3 +494,11 @@ def test_videos_play_at_the_rate_of_the_clips(tiny, tmp_path, clips, asked, rate
         (folder / f"{path.stem}.txt").write_text("a digit moves")
     config = tiny(f"data.path={folder}", "data.split=", f"data.fps={asked}")
     assert Trainer(config, tmp_path / "run").pipeline().config.fps == pytest.approx(rate)
+
+
+def test_every_micro_batch_draws_anew(tiny, tmp_path):
+    trainer = Trainer(tiny("train.steps=3", "train.accumulation=2", "train.method=vanilla"), tmp_path / "run")
+    calls = recorded(trainer)
+    trainer.run()
+    times = torch.cat([call["t"] for call in calls])
+    assert len(times) == len(set(times.tolist())) == 3 * 2 * 6

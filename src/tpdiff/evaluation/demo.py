@@ -140,7 +140,7 @@ def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> 
     paths = [folder / f"{i}.mp4" for i in range(len(captions))]
     for path, frames in zip(paths, videos, strict=True):
         write_video(path, _to_uint8(frames), fps)
-    views = [_stage_view(trainer, end, folder, out, fps) for end in ends] if len(ends) > 1 else []
+    views = [_stage_view(pipeline, end, folder, out) for end in ends] if len(ends) > 1 else []
     every = max(1, len(trainer.losses) // POINTS)
     return ArmResult(
         name=name,
@@ -157,11 +157,11 @@ def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> 
     )
 
 
-def _stage_view(trainer: Trainer, end: Progress, folder: Path, out: Path, fps: float) -> StageView:
-    stage = trainer.pyramid.stages[end.stage]
-    frames = _to_uint8(end.denoised[0].clamp(-1, 1).transpose(0, 1) / 2 + 0.5)
+def _stage_view(pipeline: PyramidPipeline, end: Progress, folder: Path, out: Path) -> StageView:
+    stage = pipeline.pyramid.stages[end.stage]
+    frames = _to_uint8(pipeline.decode(end.denoised[:1])[0].transpose(0, 1) / 2 + 0.5)
     path = folder / f"stage-{end.stage}.mp4"
-    write_video(path, frames, fps / stage.factors[0])
+    write_video(path, frames, pipeline.config.fps / stage.factors[0])
     return StageView(
         stage=end.stage,
         factors=stage.factors,

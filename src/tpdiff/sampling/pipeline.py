@@ -47,6 +47,7 @@ class PyramidPipeline(DiffusionPipeline):
         prediction_type: what the transformer predicts.
         default_size: (num_frames, height, width) in pixels that it was trained at.
         latent_ratio: the autoencoder's compression (T, H, W); all ones without one.
+        latent_scale: what latents (or pixels in [-1, 1]) were multiplied by in training.
         fps: frames a second of its training clips.
         labels: captions in class order, for a label-conditional model.
         text_source: where the text encoder comes from when none is saved beside the weights.
@@ -71,6 +72,7 @@ class PyramidPipeline(DiffusionPipeline):
         prediction_type: str = "flow_prediction",
         default_size: Sequence[int] = (16, 64, 64),
         latent_ratio: Sequence[int] = (1, 1, 1),
+        latent_scale: float = 1.0,
         fps: float = 8.0,
         labels: Sequence[str] | None = None,
         text_source: str | None = None,
@@ -83,6 +85,7 @@ class PyramidPipeline(DiffusionPipeline):
             prediction_type=prediction_type,
             default_size=list(default_size),
             latent_ratio=list(latent_ratio),
+            latent_scale=latent_scale,
             fps=fps,
             labels=None if labels is None else list(labels),
             text_source=text_source,
@@ -195,9 +198,13 @@ class PyramidPipeline(DiffusionPipeline):
         )
         frames: Any = video
         if output_type != "latent":
-            pixels = video if self.vae is None else decode_video(self.vae, video)
-            frames = self.video_processor.postprocess_video(pixels.clamp(-1, 1), output_type=output_type)
+            frames = self.video_processor.postprocess_video(self.decode(video), output_type=output_type)
         return PyramidPipelineOutput(frames=frames)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, t, h, w) as sampled -> video (B, 3, T, H, W), float32 in [-1, 1]."""
+        latents = latents / self.config.latent_scale
+        return (latents if self.vae is None else decode_video(self.vae, latents)).clamp(-1, 1)
 
     def latent_shape(self, size: Sequence[int]) -> tuple[int, int, int, int]:
         """(C, t, h, w) of the latents of a video of `size` (num_frames, height, width) in pixels.

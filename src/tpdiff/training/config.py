@@ -28,7 +28,12 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The reference network, `tpdiff.models.VideoDiT`."""
+    """The reference network, `tpdiff.models.VideoDiT`, and what it works on: latents of `autoencoder`, or pixels.
+
+    `latent_scale` multiplies them. Neighbouring pixels of a large clip say the same, so that much noise leaves it
+    readable; a smaller scale moves the noise levels where a clip is decided away from the very first steps
+    (input scaling, arXiv 2301.10972).
+    """
 
     patch_size: tuple[int, int, int] = (1, 8, 8)
     hidden_size: int = Field(256, ge=8)
@@ -39,6 +44,7 @@ class ModelConfig(Section):
     rope_modes: tuple[str, str, str] = ("interpolate", "interpolate", "interpolate")
     gradient_checkpointing: bool = False
     autoencoder: str | None = None
+    latent_scale: float = Field(1.0, gt=0)
 
 
 class ConditionConfig(Section):

@@ -186,6 +186,7 @@ class Trainer:
             prediction_type=self.config.diffusion.prediction,
             default_size=size,
             latent_ratio=ratio,
+            latent_scale=self.config.model.latent_scale,
             fps=data.fps or 8.0,
             labels=self.conditioner.labels if isinstance(self.conditioner, LabelCondition) else None,
             text_source=condition.encoder if condition.kind == "text" else None,
@@ -238,7 +239,7 @@ class Trainer:
 
     def _build_network(self) -> VideoDiT:
         model = self.config.model
-        options = model.model_dump(exclude={"autoencoder", "stage_embedding", "gradient_checkpointing"})
+        options = model.model_dump(exclude={"autoencoder", "latent_scale", "stage_embedding", "gradient_checkpointing"})
         network = VideoDiT(
             in_channels=self.latent_shape[0],
             num_stages=len(self.pyramid) if model.stage_embedding else None,
@@ -252,7 +253,8 @@ class Trainer:
 
     def _latents(self, video: Tensor) -> Tensor:
         pixels = to_float(video.to(self.device))
-        return pixels if self.autoencoder is None else encode_video(self.autoencoder, pixels)
+        latents = pixels if self.autoencoder is None else encode_video(self.autoencoder, pixels)
+        return latents * self.config.model.latent_scale
 
     def _drops(self, generator: torch.Generator, latents: Tensor) -> list[bool]:
         return (torch.rand(len(latents), generator=generator) < self.config.condition.dropout).tolist()
