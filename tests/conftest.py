@@ -1,4 +1,4 @@
-"""Small real things that many tests share: rendered clips, configurations, encoders and autoencoders of random weights."""
+"""Small real things that many tests share: rendered clips, configurations, encoders of random weights."""
 
 import json
 import os

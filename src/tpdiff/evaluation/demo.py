@@ -1,7 +1,9 @@
 """The demo: record a game, train a vanilla and a pyramidal twin for the same time, sample both, report."""
 
 import datetime
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,7 +62,7 @@ def build_arms(out: Path, data: Path, seconds: float, overrides: Sequence[str] =
     return Arms(configs, out)
 
 
-def finish(out: Path, arms: Arms, minutes: float, command: str, say: Say, rounds: int = 5) -> Comparison:
+def finish(out: Path, arms: Arms, minutes: float, command: str, say: Say, rounds: int = 3) -> Comparison:
     """Sample both arms, time their sampling, and gather everything for the report."""
     trainers = arms.trainers
     captions = arms.dataset.captions[:SHOWN]
@@ -98,28 +100,35 @@ def finish(out: Path, arms: Arms, minutes: float, command: str, say: Say, rounds
 def time_sampling(
     pipelines: dict[str, PyramidPipeline], captions: list[str], out: Path, rounds: int
 ) -> list[LatencyRow]:
-    """Seconds of the same batch sampled by each pipeline, with and without writing the files, in turn."""
+    """Seconds of the same batch sampled by each pipeline in turn, with and without decoding and writing the files."""
     prompts = [captions[i % len(captions)] for i in range(SHOWN)]
     folder = out / "timing"
-
-    def sample(pipeline: PyramidPipeline, decode: bool) -> None:
-        video = pipeline(
-            prompts,
-            steps=STEPS,
-            guidance_scale=GUIDANCE,
-            generator=torch.Generator().manual_seed(0),
-            output_type="pt" if decode else "latent",
-        ).frames
-        if decode:
-            for i, frames in enumerate(video):
-                write_video(folder / f"{i}.mp4", _to_uint8(frames), pipeline.config.fps)
-
     folder.mkdir(parents=True, exist_ok=True)
-    variants = {(n, d): (lambda p=p, d=d: sample(p, d)) for d in (False, True) for n, p in pipelines.items()}
-    seconds = measure({f"{n}/{d}": fn for (n, d), fn in variants.items()}, rounds=rounds)
-    flops = {n: count_flops(variants[n, False]) for n in pipelines}
-    steps = {n: "-".join(map(str, split_steps(STEPS, len(p.pyramid)))) for n, p in pipelines.items()}
-    return [LatencyRow(n, steps[n], seconds[f"{n}/{d}"], flops[n], d) for n, d in variants]
+    sampled: dict[str, list[float]] = {name: [] for name in pipelines}
+
+    def sample(name: str) -> Tensor:
+        started = time.perf_counter()
+        generator = torch.Generator().manual_seed(0)
+        latents = pipelines[name](
+            prompts, steps=STEPS, guidance_scale=GUIDANCE, generator=generator, output_type="latent"
+        ).frames
+        sampled[name].append(time.perf_counter() - started)
+        return latents
+
+    def sample_and_write(name: str) -> None:
+        video = pipelines[name].decode(sample(name)) / 2 + 0.5
+        for i, frames in enumerate(video.transpose(1, 2)):
+            write_video(folder / f"{i}.mp4", _to_uint8(frames), pipelines[name].config.fps)
+
+    written = measure({name: partial(sample_and_write, name) for name in pipelines}, rounds=rounds)
+    alone = {name: seconds[-rounds:] for name, seconds in sampled.items()}
+    flops = {name: count_flops(partial(sample, name)) for name in pipelines}
+    steps = {name: "-".join(map(str, split_steps(STEPS, len(p.pyramid)))) for name, p in pipelines.items()}
+    return [
+        LatencyRow(name, steps[name], seconds[name], flops[name], decode)
+        for decode, seconds in ((False, alone), (True, written))
+        for name in pipelines
+    ]
 
 
 def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> ArmResult:
