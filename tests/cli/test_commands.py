@@ -194,7 +194,7 @@ def test_several_videos_of_no_prompt(model, tmp_path):
 
 def test_a_folder_s_name_is_left_as_it_is(model, tmp_path):
     """A point in it is no suffix."""
-    code, out, err = call("sample", model, "--num-videos", 2, "--steps", 3, "--out", tmp_path / "scale-1.5")
+    code, _, err = call("sample", model, "--num-videos", 2, "--steps", 3, "--out", tmp_path / "scale-1.5")
     assert code == 0, err
     assert sorted(os.listdir(tmp_path)) == ["scale-1.5"]
 

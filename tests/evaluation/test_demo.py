@@ -5,7 +5,7 @@ import shlex
 import signal
 import threading
 import time
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import av
 import pytest
@@ -62,10 +62,10 @@ def test_slices_alternate_and_both_get_the_same_seconds(arms_of):
     for name, trainer in arms.trainers.items():
         own = [list(group) for n, group in turns if n == name]
         seconds = [0.0, *(entry[1] for group in own for entry in group)]
-        longest = max(b - a for a, b in zip(seconds, seconds[1:], strict=False))
+        longest = max(b - a for a, b in pairwise(seconds))
         ends = [0.0, *(group[-1][1] for group in own)]
         assert ends[1] <= 0.15 + longest, "the first turn was a slice, not the whole budget"
-        for start, end in zip(ends[:-2], ends[1:-1], strict=True):
+        for start, end in pairwise(ends[:-1]):
             assert 0.15 <= end - start <= 0.15 + longest
         assert trainer.done
         assert 0.6 <= trainer.seconds <= 0.6 + longest

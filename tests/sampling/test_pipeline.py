@@ -107,7 +107,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path, name):
         (tmp_path / name / "checkpoints" / ".step-00000003.partial").mkdir(parents=True)
         (tmp_path / name / "checkpoints" / ".step-00000003.partial" / "model_index.json").write_text("{}")
         (tmp_path / name / "checkpoints" / "step-00000004").mkdir()
-    with pytest.raises(FileNotFoundError, match="no model in .*model_index.json"):
+    with pytest.raises(FileNotFoundError, match=r"no model in .*model_index\.json"):
         PyramidPipeline.from_pretrained(tmp_path / name)
 
 

@@ -114,7 +114,7 @@ def test_a_run_needs_an_end():
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", "", "train.lr:1"])
 def test_an_override_without_a_value_is_refused(override):
-    with pytest.raises(ConfigError, match="is not section.key=value"):
+    with pytest.raises(ConfigError, match=r"is not section\.key=value"):
         build_config(LEAST, [override])
 
 
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_configuration_is_named(text, tmp_path):
 
 def test_an_empty_file_lacks_its_sections(tmp_path):
     (tmp_path / "run.yaml").write_text("")
-    with pytest.raises(ConfigError, match="data is required.*train is required"):
+    with pytest.raises(ConfigError, match=r"data is required.*train is required"):
         load_config(tmp_path / "run.yaml")
 
 

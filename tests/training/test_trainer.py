@@ -417,6 +417,31 @@ def test_what_trains_with_plain_stages_over_causal_latents_can_be_sampled(tiny, 
     assert trainer.pipeline()(None, steps=3).frames.shape == (1, 13, 32, 32, 3)
 
 
+def test_latents_are_scaled_in_training_and_back_in_sampling(tiny, tmp_path):
+    """The same draws at two scales: what reaches the network differs by half the clean clips."""
+    seen = []
+    for scale in (1.0, 0.5):
+        config = tiny(f"model.latent_scale={scale}", "train.method=vanilla", "train.alignment=none")
+        trainer = Trainer(config, tmp_path / f"{scale}")
+        calls = recorded(trainer)
+        batch = trainer._next_batch()
+        trainer.train_step([batch])
+        seen.append(calls[0])
+    clean = batch["video"].float() / 127.5 - 1
+    alpha = (1 - seen[0]["t"]).view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(seen[0]["x"] - seen[1]["x"], 0.5 * alpha * clean, rtol=0, atol=1e-5)
+    pipeline = trainer.pipeline()
+    pipeline.save_pretrained(tmp_path / "model")
+    from tpdiff import PyramidPipeline
+
+    loaded = PyramidPipeline.from_pretrained(tmp_path / "model")
+    latents, pixels = (
+        loaded(None, steps=2, generator=torch.Generator().manual_seed(0), output_type=kind).frames
+        for kind in ("latent", "pt")
+    )
+    torch.testing.assert_close(pixels, (2 * latents).clamp(-1, 1).transpose(1, 2) / 2 + 0.5, rtol=0, atol=1e-6)
+
+
 # What a run leaves behind
 
 

@@ -109,11 +109,9 @@ def time_sampling(
     def sample(name: str) -> Tensor:
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(0)
-        latents = pipelines[name](
-            prompts, steps=STEPS, guidance_scale=GUIDANCE, generator=generator, output_type="latent"
-        ).frames
+        made = pipelines[name](prompts, steps=STEPS, guidance_scale=GUIDANCE, generator=generator, output_type="latent")
         sampled[name].append(time.perf_counter() - started)
-        return latents
+        return torch.as_tensor(made.frames)
 
     def sample_and_write(name: str) -> None:
         video = pipelines[name].decode(sample(name)) / 2 + 0.5
