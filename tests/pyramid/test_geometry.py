@@ -61,7 +61,6 @@ def test_a_fraction_of_a_pixel_is_refused():
     assert "height 12.5" in refusal(check_axis, "height", 12.5, {"patch": 4})
 
 
-@pytest.mark.xfail(strict=True, reason="NumPy whole numbers are refused even where they are legal")
 def test_numpy_whole_numbers_are_sizes_too():
     check_axis("height", np.int64(448), {"VAE": 8, "patch": 2, "pyramid": 4})
 

@@ -91,7 +91,6 @@ def test_a_pyramid_is_rebuilt_from_its_config(schedule, setting):
             assert (x.t, x.alpha, x.sigma) == pytest.approx((y.t, y.alpha, y.sigma), abs=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="a pyramid given by its starts alone can save a config it refuses to load")
 @pytest.mark.parametrize(
     ("schedule", "factors", "starts"),
     [
@@ -215,7 +214,6 @@ def test_levels_run_from_the_start_to_the_end_inclusive(schedule, spacing, steps
     np.testing.assert_allclose(gaps, gaps.mean() if len(gaps) else 0, atol=1e-9)
 
 
-@pytest.mark.xfail(strict=True, reason="angle spacing visits levels below the schedule's first, all named t = 0")
 def test_every_angle_spaced_level_can_be_named_to_the_network():
     """The denoiser is told t alone, so the level at that t must be the level it is given."""
     for level in Pyramid(VP, TIME).levels(0, 160, "angle")[1:-1]:

@@ -85,7 +85,6 @@ def test_heun_on_stable_diffusion_stops_at_its_first_level(prediction_type, caus
     assert error(video, 160, solver="heun") < 2e-3
 
 
-@pytest.mark.xfail(strict=True, reason="angle spacing visits levels below the schedule's first, all named t = 0")
 @CAUSAL
 def test_heun_on_stable_diffusion_with_sample_prediction(causal):
     video = gaussian_video(VP, "sample", causal)

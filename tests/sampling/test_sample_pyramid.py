@@ -206,7 +206,6 @@ def test_zero_terminal_snr_and_epsilon_are_refused_before_any_work():
     assert out.isfinite().all()
 
 
-@pytest.mark.xfail(strict=True, reason="with latents given, the generators are first counted at the first jump")
 def test_a_wrong_number_of_generators_is_refused_before_any_work_with_latents_too():
     latents = torch.zeros(2, 3, 2, 1, 2)
     with pytest.raises(ValueError, match="3 generators for a batch of 2"):

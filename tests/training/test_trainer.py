@@ -400,6 +400,13 @@ def test_a_size_that_latents_cannot_hold_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_size_that_the_autoencoder_would_cut_is_refused(tiny, tmp_path, image_vae):
+    config = tiny(f"model.autoencoder={image_vae}", "model.patch_size=[1,1,1]", "data.height=10")
+    with pytest.raises(ValueError, match=r"height 10 is not a multiple of 4 \(4 VAE\); nearest: 8 or 12"):
+        Trainer(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_trains_with_plain_stages_over_causal_latents_can_be_sampled(tiny, tmp_path, video_vae, long_clips):
     """13 frames are 4 latent frames, which a plain time axis halves twice."""
     config = tiny(

@@ -1,5 +1,6 @@
 """`tpdiff demo`: the main job, on a newcomer's own machine, in a quarter of an hour."""
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -39,12 +40,12 @@ def demo(
         f"{len(arms.dataset)} clips of {len(arms.dataset.captions)} captions; "
         f"training two models, {seconds:.0f} s each, in turns"
     )
+    command = shlex.join(["tpdiff", "demo", "--minutes", f"{minutes:g}", "--out", str(out), *(overrides or ())])
     with ProgressReport("vanilla / pyramid") as report, stop_on_signals(arms.request_stop):
         arms.run(report=lambda name, status: report(status, name))
     if arms.stop_requested:
-        print(f"stopped; continue with: tpdiff demo --minutes {minutes:g} --out {out}")
+        print(f"stopped; continue with: {command}")
         raise SystemExit(130)
-    command = f"tpdiff demo --minutes {minutes:g}"
     comparison = finish(out, arms, minutes, command, console.print)
     comparison.save(out / "comparison.json")
     page = write_report(comparison, out, out / "report.html")

@@ -10,6 +10,8 @@ import typer
 from tpdiff.cli.data import parse_size
 from tpdiff.cli.quiet import quiet
 
+OTHER_KINDS = (".avi", ".gif", ".mkv", ".mov", ".png", ".webm", ".webp")
+
 
 def sample(
     model: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint, or a saved pipeline.")],
@@ -86,10 +88,14 @@ def _read_prompts(path: Path | None) -> list[str]:
 
 
 def _paths(out: Path, count: int) -> list[Path]:
-    """Where each video goes. Raises ValueError for a file of another kind than mp4."""
-    if count == 1 and out.suffix:
-        if out.suffix != ".mp4":
-            raise ValueError(f"videos are written as .mp4; {out} ends in {out.suffix!r}")
+    """Where each video goes: the one file, or numbered files in a folder.
+
+    Raises:
+        ValueError: a file of another kind than mp4.
+    """
+    if out.suffix.lower() in OTHER_KINDS:
+        raise ValueError(f"videos are written as .mp4; {out} ends in {out.suffix!r}")
+    if out.suffix == ".mp4" and count == 1:
         return [out]
-    folder = out.with_suffix("")
+    folder = out.with_suffix("") if out.suffix == ".mp4" else out
     return [folder / f"{i:04d}.mp4" for i in range(count)]

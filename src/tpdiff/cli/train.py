@@ -1,5 +1,6 @@
 """`tpdiff train`: a recipe to a checkpoint."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -32,5 +33,6 @@ def train(
     trainer.close()
     print(f"checkpoint: {folder}")
     if trainer.stop_requested:
-        print(f"stopped at step {trainer.step}; continue with: tpdiff train {config} --out {run} --resume")
+        again = ["tpdiff", "train", str(config), *(overrides or ()), "--out", str(run), "--resume"]
+        print(f"stopped at step {trainer.step}; continue with: {shlex.join(again)}")
         raise SystemExit(130)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tpdiff.training.checkpoint import checkpoints
 from tpdiff.training.config import Config
 from tpdiff.training.progress import Status
 from tpdiff.training.setup import open_dataset
@@ -27,7 +26,7 @@ class Arms:
         first = next(iter(configs.values()))
         self.dataset = open_dataset(first)
         self.trainers = {
-            name: Trainer(config, out / name, resume=bool(checkpoints(out / name)), dataset=self.dataset)
+            name: Trainer(config, out / name, resume=(out / name / "config.yaml").exists(), dataset=self.dataset)
             for name, config in configs.items()
         }
         self.stop_requested = False

@@ -1,6 +1,5 @@
 """Any diffusers autoencoder, of images or of videos, behind two functions over (B, C, T, H, W)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,10 +16,13 @@ def load_autoencoder(folder: str) -> nn.Module:
     try:
         vae = AutoModel.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no autoencoder in {folder!r}: {error}") from error
+        raise ValueError(f"no autoencoder in {folder!r}: {' '.join(str(error).split())}") from error
     if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
         raise ValueError(f"{folder!r} holds a {type(vae).__name__}, which cannot encode and decode")
     return vae.eval().requires_grad_(False)
+
+
+_PROBE = 16  # frames after the first of a probe: as many as any temporal compression divides
 
 
 @torch.no_grad()
@@ -65,16 +67,20 @@ def _normalisation(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def latent_shape(vae: Any, size: Sequence[int]) -> tuple[int, int, int, int]:
-    """(C, t, h, w) of the latents of a video of `size` (num_frames, height, width), by encoding one.
+def compression(vae: Any, height: int, width: int) -> tuple[int, tuple[int, int, int]]:
+    """(channels of a latent, (T, H, W) compression), measured by encoding a black clip of `height` × `width` pixels.
+
+    An autoencoder that compresses time is taken to be causal, as those of diffusers are: 1 + r n frames become 1 + n.
 
     Raises:
         ValueError: the autoencoder cannot encode that size.
     """
-    param = next(vae.parameters())
+    probe = 1 + _PROBE if _is_video(vae) else 1
+    device = next(vae.parameters()).device
     try:
-        latents = encode_video(vae, torch.zeros(1, 3, *size, device=param.device))
+        latents = encode_video(vae, torch.zeros(1, 3, probe, height, width, device=device))
     except RuntimeError as error:
-        raise ValueError(f"the autoencoder cannot encode {tuple(size)} (frames, height, width): {error}") from error
-    _, c, t, h, w = latents.shape
-    return c, t, h, w
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the autoencoder cannot encode {height} × {width} pixels: {reason}") from error
+    _, channels, t, h, w = latents.shape
+    return channels, (_PROBE // (t - 1) if t > 1 else 1, height // h, width // w)

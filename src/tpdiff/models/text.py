@@ -60,7 +60,7 @@ def load_text_encoder(source: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         model = AutoModel.from_pretrained(path, use_safetensors=True)
     except (OSError, ValueError) as error:
         known = f" ({Path(path).resolve()} does not exist)" if "/" in path and not Path(path).exists() else ""
-        raise ValueError(f"no text encoder in {source!r}{known}: {error}") from error
+        raise ValueError(f"no text encoder in {source!r}{known}: {' '.join(str(error).split())}") from error
     model = getattr(model, "encoder", model) if getattr(model.config, "is_encoder_decoder", False) else model
     return model.eval().requires_grad_(False), tokenizer
 

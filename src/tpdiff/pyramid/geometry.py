@@ -1,11 +1,15 @@
 """Legal sizes: every stage of a pyramid must come out whole, and be told so before any work."""
 
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 
 AXIS_NAMES = ("num_frames", "height", "width")
 
 
-def check_axis(name: str, value: int, multiples: Mapping[str, int], causal: bool = False) -> None:
+def check_axis(
+    name: str, value: int, multiples: Mapping[str, int], causal: bool = False, offset: int | None = None
+) -> None:
     """Refuse a size that some stage could not hold.
 
     Args:
@@ -13,21 +17,20 @@ def check_axis(name: str, value: int, multiples: Mapping[str, int], causal: bool
         value: the size asked for.
         multiples: what the size must be divisible by, factor by factor, e.g. {"VAE": 8, "patch": 2, "pyramid": 4}.
         causal: the axis counts 1 + n elements, n divisible (causal time axis).
+        offset: legal sizes are a multiple plus this; None: 1 on a causal axis, else 0.
 
     Raises:
         ValueError: naming the value, the rule and the nearest legal values.
     """
     factors = {source: m for source, m in multiples.items() if m > 1}
-    step = 1
-    for m in factors.values():
-        step *= m
-    offset = 1 if causal else 0
-    smallest = offset if causal else step
-    if isinstance(value, int) and value >= smallest and (value - offset) % step == 0:
+    step = math.prod(factors.values())
+    offset = int(causal) if offset is None else offset
+    smallest = offset if offset > 0 else step + offset
+    if isinstance(value, numbers.Integral) and value >= smallest and (value - offset) % step == 0:
         return
     below = (int(value) - offset) // step * step + offset
     nearest = [n for n in (below, below + step) if n >= smallest] or [smallest]
-    rule = "1 + a multiple of" if causal else "a multiple of"
+    rule = {0: "a multiple of", 1: "1 + a multiple of"}.get(offset, f"{-offset} less than a multiple of")
     made_of = " × ".join(f"{m} {source}" for source, m in factors.items())
     raise ValueError(
         f"{name} {value} is not {rule} {step}{f' ({made_of})' if made_of else ''}; "
@@ -41,6 +44,7 @@ def check_video_size(
     patch: Sequence[int] = (1, 1, 1),
     vae: Sequence[int] = (1, 1, 1),
     causal_time: bool = False,
+    causal_vae: bool = False,
 ) -> None:
     """`check_axis` for the three axes of a video.
 
@@ -49,8 +53,13 @@ def check_video_size(
         pyramid: the coarsest stage's (T, H, W) stride.
         patch: the network's patch size (T, H, W).
         vae: the autoencoder's compression (T, H, W).
-        causal_time: the time axis is 1 + n.
+        causal_time: the pyramid keeps the first latent frame whole.
+        causal_vae: the autoencoder keeps the first frame whole: 1 + r n frames become 1 + n.
     """
     for axis, name in enumerate(AXIS_NAMES):
         multiples = {"VAE": vae[axis], "patch": patch[axis], "pyramid": int(pyramid[axis])}
-        check_axis(name, size[axis], multiples, causal=causal_time and axis == 0)
+        causal = causal_time and axis == 0
+        whole = causal_vae and axis == 0 and not causal_time and patch[0] * pyramid[0] > 1
+        # m n latent frames of a causal autoencoder are 1 + r (m n - 1) frames
+        offset = 1 - vae[0] if whole else int(causal or (causal_vae and axis == 0))
+        check_axis(name, size[axis], multiples, offset=offset)

@@ -23,8 +23,13 @@ def randn(
         ValueError: as many generators as samples were expected.
     """
     if isinstance(generator, Sequence):
-        if len(generator) != shape[0]:
-            raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}; give one, or one a sample")
+        check_generators(generator, shape[0])
         return torch.cat([randn((1, *shape[1:]), one, device, dtype) for one in generator])
     source = device if generator is None else generator.device
     return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device or "cpu")
+
+
+def check_generators(generators: Sequence[torch.Generator], batch: int) -> None:
+    """Raise ValueError unless there is a generator for each sample."""
+    if len(generators) != batch:
+        raise ValueError(f"{len(generators)} generators for a batch of {batch}; give one, or one a sample")

@@ -90,6 +90,7 @@ class Pyramid:
             start_levels = [roll_back(e, self.block(k), self.schedule) for k, e in enumerate(end_levels)]
         if end_levels is None:
             end_levels = [roll_forward(s, self.block(k), self.schedule) for k, s in enumerate(start_levels)]
+            self._levels("ends", [end.t for end in end_levels])
         for k, (end, start) in enumerate(zip(end_levels, start_levels, strict=True)):
             check_feasible(end, start, self.block(k))
         all_ends = [CLEAN, *end_levels]
@@ -171,7 +172,7 @@ class Pyramid:
             raise ValueError(f"noise {tuple(noise.shape)} and clean {tuple(clean.shape)} differ in shape")
         stage = self.stages[k]
         if (coarse is None) != (k == len(self) - 1):
-            raise ValueError(f"stage {k} of {len(self)} {'needs' if coarse is None else 'takes no'} coarse latent")
+            raise ValueError(f"stage {k} of {len(self)} {'needs a' if coarse is None else 'takes no'} coarse latent")
         if coarse is None:
             return StagePair(clean, noise, self.schedule, stage.start_level, stage.end_level)
         lifted = self.up(coarse, k)
@@ -188,7 +189,8 @@ class Pyramid:
     def levels(self, k: int, steps: int, spacing: str = "time") -> list[Level]:
         """The steps + 1 levels that a sampler visits in stage k, from s_k to e_k inclusive.
 
-        `spacing`: "time" is uniform in t (the default everywhere), "angle" uniform in atan κ.
+        `spacing`: "time" is uniform in t (the default everywhere), "angle" uniform in atan κ, as far as the
+        schedule's first level.
 
         Raises:
             ValueError: fewer than one step, or an unknown spacing.
@@ -200,7 +202,7 @@ class Pyramid:
         if spacing == "time":
             inner = [self.schedule.level(stage.start + f * (stage.end - stage.start)) for f in fractions]
         elif spacing == "angle":
-            first, last = stage.start_level.angle, stage.end_level.angle
+            first, last = stage.start_level.angle, max(stage.end_level.angle, self.schedule.level(0.0).angle)
             kappas = torch.tensor([first + f * (last - first) for f in fractions], dtype=torch.float64).tan()
             inner = [self.schedule.level_from_kappa(kappa) for kappa in kappas.tolist()]
         else:

@@ -24,6 +24,7 @@ def guided_denoiser(
     condition: Mapping[str, Tensor],
     null_condition: Mapping[str, Tensor] | None = None,
     guidance_scale: float = 1.0,
+    per_stage: bool = False,
 ) -> Denoiser:
     """A denoiser with classifier-free guidance: null + guidance_scale (conditional - null).
 
@@ -36,6 +37,7 @@ def guided_denoiser(
         condition: keyword arguments of the network, each of B rows.
         null_condition: the same for the null (or negative) prompt.
         guidance_scale: 1 is no guidance.
+        per_stage: the network says the flow per unit of the stage's own time, x_s - x_e (TPDiff Eq. 13).
     """
     dtype = next(network.parameters()).dtype
     guide = null_condition is not None and bool(condition) and guidance_scale != 1
@@ -48,6 +50,9 @@ def guided_denoiser(
         inputs = (torch.cat([x, x]), torch.cat([t, t])) if guide else (x, t)
         told = network_inputs(network.config, pyramid, stage)
         out = network(inputs[0].to(dtype), inputs[1], **kwargs, **told, return_dict=False)[0].float()
+        if per_stage:
+            ends = pyramid.stages[stage]
+            out = out / (ends.start_level.sigma - ends.end_level.sigma)
         if not guide:
             return out
         null, conditional = out.chunk(2)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tpdiff.pyramid.noise import Generators, randn
+from tpdiff.pyramid.noise import Generators, check_generators, randn
 from tpdiff.pyramid.schedule import Level
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.targets import check_prediction_type
@@ -89,6 +89,8 @@ def sample_pyramid(
     coarsest = len(pyramid) - 1
     check_prediction_type(prediction_type, pyramid.stages[coarsest].start_level)
     start_shape = pyramid.stage_shape(shape, coarsest)
+    if isinstance(generator, Sequence):
+        check_generators(generator, shape[0])
     if latents is None:
         x = randn(start_shape, generator, device, dtype)
     elif tuple(latents.shape) != start_shape:

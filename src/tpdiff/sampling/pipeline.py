@@ -23,6 +23,8 @@ from tpdiff.sampling.denoiser import guided_denoiser
 from tpdiff.sampling.loop import Progress, sample_pyramid
 from tpdiff.sampling.steps import split_steps
 
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+
 
 @dataclass
 class PyramidPipelineOutput(BaseOutput):
@@ -45,6 +47,7 @@ class PyramidPipeline(DiffusionPipeline):
         tokenizer: its tokenizer, or None.
         pyramid: `Pyramid.config()`.
         prediction_type: what the transformer predicts.
+        per_stage_target: whether its flow is per unit of a stage's time rather than of the schedule's σ.
         default_size: (num_frames, height, width) in pixels that it was trained at.
         latent_ratio: the autoencoder's compression (T, H, W); all ones without one.
         latent_scale: what latents (or pixels in [-1, 1]) were multiplied by in training.
@@ -70,6 +73,7 @@ class PyramidPipeline(DiffusionPipeline):
         tokenizer: Any = None,
         pyramid: dict | None = None,
         prediction_type: str = "flow_prediction",
+        per_stage_target: bool = False,
         default_size: Sequence[int] = (16, 64, 64),
         latent_ratio: Sequence[int] = (1, 1, 1),
         latent_scale: float = 1.0,
@@ -83,6 +87,7 @@ class PyramidPipeline(DiffusionPipeline):
         self.register_to_config(
             pyramid=pyramid,
             prediction_type=prediction_type,
+            per_stage_target=per_stage_target,
             default_size=list(default_size),
             latent_ratio=list(latent_ratio),
             latent_scale=latent_scale,
@@ -168,11 +173,13 @@ class PyramidPipeline(DiffusionPipeline):
             ValueError: before any work, for a size, step count or prompt that cannot be served.
         """
         split_steps(steps, len(self.pyramid))
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"unknown output_type {output_type!r}; known: {', '.join(OUTPUT_TYPES)}")
         prompts: list[str | None] = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         if not prompts or num_videos_per_prompt < 1:
             raise ValueError("at least one prompt and one video per prompt are needed")
         wanted = (num_frames, height, width)
-        size = tuple(w or d for w, d in zip(wanted, self.config.default_size, strict=True))
+        size = tuple(d if w is None else w for w, d in zip(wanted, self.config.default_size, strict=True))
         prompts = [p for p in prompts for _ in range(num_videos_per_prompt)]
         self.conditioner.check([*prompts, negative_prompt])
         shape = (len(prompts), *self.latent_shape(size))
@@ -182,7 +189,12 @@ class PyramidPipeline(DiffusionPipeline):
         null = self.conditioner.encode([negative_prompt] * len(prompts), device)
         has_prompt = any(p is not None for p in prompts)
         denoiser = guided_denoiser(
-            self.transformer, self.pyramid, condition, null if has_prompt else None, guidance_scale
+            self.transformer,
+            self.pyramid,
+            condition,
+            null if has_prompt else None,
+            guidance_scale,
+            per_stage=self.config.per_stage_target,
         )
         video = sample_pyramid(
             denoiser,
@@ -214,9 +226,10 @@ class PyramidPipeline(DiffusionPipeline):
         """
         config: Any = self.transformer.config
         ratio = self.config.latent_ratio
-        causal = self.pyramid.causal_time or ratio[0] > 1
-        check_video_size(size, self.pyramid.factors[-1], config.patch_size, ratio, causal)
-        frames = 1 + (size[0] - 1) // ratio[0] if causal else size[0] // ratio[0]
+        causal_vae = ratio[0] > 1
+        coarsest = self.pyramid.factors[-1]
+        check_video_size(size, coarsest, config.patch_size, ratio, self.pyramid.causal_time, causal_vae)
+        frames = 1 + (size[0] - 1) // ratio[0] if causal_vae else size[0]
         return (config.in_channels, frames, size[1] // ratio[1], size[2] // ratio[2])
 
 

@@ -60,6 +60,4 @@ def _slope(prediction: Tensor, x: Tensor, level: Level, prediction_type: str) ->
 
 def _advance(x: Tensor, slope: Tensor, level: Level, target: Level) -> Tensor:
     here, there = level.alpha + level.sigma, target.alpha + target.sigma
-    if here == there == 1:
-        return x + (target.sigma - level.sigma) * slope
     return there * (x / here + (target.sigma / there - level.sigma / here) * slope)

@@ -50,7 +50,11 @@ def write_checkpoint(folder: Path, pipeline: Any, tensors: Mapping[str, Tensor],
         OSError: it could not be written (full disk, say); nothing is left behind.
     """
     aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    before = folder.with_name(f".{folder.name}.before")
+    if before.exists() and not folder.exists():
+        os.replace(before, folder)
+    for leftover in (aside, before):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         pipeline.save_pretrained(str(aside), safe_serialization=True)
@@ -59,11 +63,14 @@ def write_checkpoint(folder: Path, pipeline: Any, tensors: Mapping[str, Tensor],
         for path in [*aside.rglob("*"), aside]:
             _flush(path)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, before)
         os.replace(aside, folder)
+        shutil.rmtree(before, ignore_errors=True)
         _flush(folder.parent)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if before.exists() and not folder.exists():
+            os.replace(before, folder)
         raise OSError(f"checkpoint {folder} could not be written: {error}") from error
 
 

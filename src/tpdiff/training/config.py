@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -106,6 +106,12 @@ class TrainConfig(Section):
     max_grad_norm: float | None = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     precision: Literal["bf16", "fp16", "no"] = "bf16"
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: object) -> object:
+        """YAML reads a plain `no` as false."""
+        return "no" if value is False else value
 
     @model_validator(mode="after")
     def _has_an_end(self) -> "TrainConfig":

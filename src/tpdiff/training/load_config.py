@@ -46,7 +46,7 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Co
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {override!r} is not section.key=value")
-        _set(merged, key.split("."), _parse(text))
+        _set(merged, key.split("."), _parse(key, text))
     problems = list(_unknown_keys(Config, merged, ()))
     if problems:
         raise ConfigError("; ".join(problems))
@@ -77,9 +77,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _parse(text: str) -> Any:
+def _parse(key: str, text: str) -> Any:
     """A value as YAML reads it, and numbers as people write them: YAML takes 1e-4 for text."""
-    value = yaml.safe_load(text) if text else None
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{key}: {text!r} is not a YAML value ({reason}); quote it twice: {key}='\"...\"'") from None
     if isinstance(value, str):
         try:
             return float(value)

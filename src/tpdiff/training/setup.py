@@ -1,7 +1,9 @@
 """What a run needs before its first step, and everything that can be refused by then."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from accelerate.tracking import get_available_trackers
@@ -45,11 +47,23 @@ def build_conditioner(config: Config, captions: list[str]) -> Conditioner:
     return text
 
 
-def check_sizes(config: Config, coarsest: tuple[int, int, int]) -> None:
-    """Refuse, before any file is opened, a clip size that pixels' patches and stages cannot hold."""
-    if config.model.autoencoder is None:
-        size = (config.data.frames, config.data.height, config.data.width)
-        check_video_size(size, coarsest, config.model.patch_size, causal_time=config.pyramid.causal_time)
+def check_sizes(config: Config, coarsest: tuple[int, int, int], ratio: tuple[int, int, int] = (1, 1, 1)) -> None:
+    """Refuse a clip size that the autoencoder (compression `ratio`), the patches or some stage cannot hold."""
+    size = (config.data.frames, config.data.height, config.data.width)
+    causal = config.pyramid.causal_time
+    check_video_size(size, coarsest, config.model.patch_size, ratio, causal, causal_vae=ratio[0] > 1)
+
+
+def frame_rate(dataset: ClipDataset) -> float:
+    """Frames a second of the clips where each file keeps its own rate: the median over the files."""
+    rates = [video.info.fps for video in dataset.videos if video.info is not None]
+    return float(median(rates)) if rates else 8.0
+
+
+def free_worker(index: int) -> None:
+    """In a loader's worker: Ctrl-C is the main process's business, and a termination ends the worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -65,17 +79,18 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def check_folder(out: Path, config: Config, resume: bool) -> Path | None:
-    """The checkpoint to resume from, or None for a new run.
+    """The checkpoint to resume from; None for a new run, or one that was ended before its first checkpoint.
 
     Raises:
         ValueError: a folder in use without resume, or resume without a checkpoint.
     """
     found = ckpt.checkpoints(out)
-    if resume and not found:
+    begun = (out / "config.yaml").exists()
+    if resume and not found and not begun:
         raise ValueError(f"nothing to resume in {out}: no complete checkpoint under {out / 'checkpoints'}")
-    if not resume and (found or (out / "config.yaml").exists()):
+    if not resume and (found or begun):
         raise ValueError(f"{out} holds a run already; add --resume to continue it, or choose another --out")
-    return found[-1] if resume else None
+    return found[-1] if found else None
 
 
 def may_change(line: str) -> bool:

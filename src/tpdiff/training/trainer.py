@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tpdiff.data import ClipDataset, StreamSampler, collate, to_float
-from tpdiff.models.autoencoder import encode_video, load_autoencoder
+from tpdiff.models.autoencoder import compression, encode_video, load_autoencoder
 from tpdiff.models.conditioning import LabelCondition
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.models.video_dit import VideoDiT
@@ -31,6 +31,8 @@ from tpdiff.training.setup import (
     check_folder,
     check_sizes,
     check_trackers,
+    frame_rate,
+    free_worker,
     may_change,
     open_dataset,
 )
@@ -55,7 +57,8 @@ class Trainer:
     def __init__(self, config: Config, out: str | Path, resume: bool = False, dataset: ClipDataset | None = None):
         self.config, self.out = config, Path(out)
         self.pyramid = build_pyramid(config)
-        check_sizes(config, self.pyramid.factors[-1])
+        if config.model.autoencoder is None:
+            check_sizes(config, self.pyramid.factors[-1])
         check_trackers(config.log.trackers)
         found = check_folder(self.out, config, resume)
         set_seed(config.seed)
@@ -73,8 +76,7 @@ class Trainer:
         self.autoencoder = None
         if config.model.autoencoder is not None:
             self.autoencoder = load_autoencoder(config.model.autoencoder).to(self.device)
-        self.latent_shape = self._latents(next(self._batches(0, self.accelerator.num_processes))["video"]).shape[1:]
-        self.pyramid.check_shape((train.batch_size, *self.latent_shape))
+        self.latent_ratio, self.latent_shape = self._measure_latents()
         self.network = self._build_network()
         self.ema = EMA(self.network.to(self.device), train.ema_decay)
         optimizer = build_optimizer(self.network, train)
@@ -176,19 +178,17 @@ class Trainer:
     def pipeline(self) -> PyramidPipeline:
         """A pipeline over the averaged weights, as they are now."""
         condition, data = self.config.condition, self.config.data
-        size = [data.frames, data.height, data.width]
-        latent = self.latent_shape[1:]
-        ratio = [-(-pixels // element) for pixels, element in zip(size, latent, strict=True)]
         return PyramidPipeline(
             self.ema.network,  # type: ignore[arg-type]
             vae=self.autoencoder,
             pyramid=self.pyramid.config(),
             prediction_type=self.config.diffusion.prediction,
-            default_size=size,
-            latent_ratio=ratio,
+            per_stage_target=self.config.train.target == "per_stage",
+            default_size=[data.frames, data.height, data.width],
+            latent_ratio=self.latent_ratio,
             latent_scale=self.config.model.latent_scale,
-            fps=data.fps or 8.0,
-            labels=self.conditioner.labels if isinstance(self.conditioner, LabelCondition) else None,
+            fps=data.fps or frame_rate(self.dataset),
+            labels=self._labels(),
             text_source=condition.encoder if condition.kind == "text" else None,
             max_text_length=condition.max_length,
         )
@@ -210,6 +210,7 @@ class Trainer:
                 "tokens": self.tokens,
                 "ema_updates": self.ema.updates,
                 "losses": self.losses,
+                "captions": self._labels(),
                 "config": self.config.model_dump(mode="json"),
             }
             ckpt.write_checkpoint(folder, self.pipeline(), {**weights, **average, **moments}, state)
@@ -230,12 +231,23 @@ class Trainer:
         difference = [d for d in config_difference(before, self.config) if not may_change(d)]
         if difference:
             raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
+        if state["captions"] != self._labels():
+            raise ValueError(f"{folder} was trained with other captions as classes than {self.config.data.path} has")
         for prefix, network in (("network.", self.network), ("ema.", self.ema.network)):
             network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
         ckpt.unpack_optimizer(self.optimizer, self.network, tensors)
         self.step, self.seconds, self.tokens = state["step"], state["seconds"], state["tokens"]
         self.ema.updates = state["ema_updates"]
         self.losses = [tuple(point) for point in state["losses"]]
+
+    def _measure_latents(self) -> tuple[tuple[int, int, int], tuple[int, int, int, int]]:
+        """(T, H, W) compression and (C, t, h, w) of the latents; refuses a size that they cannot hold."""
+        data, channels, ratio = self.config.data, 3, (1, 1, 1)
+        if self.autoencoder is not None:
+            channels, ratio = compression(self.autoencoder, data.height, data.width)
+        check_sizes(self.config, self.pyramid.factors[-1], ratio)
+        frames = 1 + (data.frames - 1) // ratio[0] if ratio[0] > 1 else data.frames
+        return ratio, (channels, frames, data.height // ratio[1], data.width // ratio[2])
 
     def _build_network(self) -> VideoDiT:
         model = self.config.model
@@ -265,6 +277,9 @@ class Trainer:
         key = [self.config.seed, self.step, micro, rank, *purpose.encode()]
         return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
+    def _labels(self) -> list[str] | None:
+        return self.conditioner.labels if isinstance(self.conditioner, LabelCondition) else None
+
     def _sync(self, now: bool) -> Any:
         """Gradients are exchanged with the last backward pass of a step only."""
         return torch.enable_grad() if now else self.accelerator.no_sync(self.wrapped)
@@ -288,6 +303,7 @@ class Trainer:
                 sampler=sampler,
                 collate_fn=collate,
                 num_workers=workers if stop is None else 0,
+                worker_init_fn=free_worker,
                 persistent_workers=workers > 0 and stop is None,
             )
         )
