@@ -13,8 +13,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tpdiff.data import ClipDataset, StreamSampler, collate, to_float
-from tpdiff.models.autoencoder import compression, encode_video, load_autoencoder
+from tpdiff.data import ClipDataset, StreamSampler, collate
 from tpdiff.models.conditioning import LabelCondition
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.models.video_dit import VideoDiT
@@ -22,6 +21,7 @@ from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.config import Config
 from tpdiff.training.ema import EMA
+from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import build_config, config_difference, dump_config, flatten
 from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate
@@ -73,10 +73,8 @@ class Trainer:
             keep_freed_memory()
         self.dataset = open_dataset(config) if dataset is None else dataset
         self.conditioner = build_conditioner(config, self.dataset.captions)
-        self.autoencoder = None
-        if config.model.autoencoder is not None:
-            self.autoencoder = load_autoencoder(config.model.autoencoder).to(self.device)
-        self.latent_ratio, self.latent_shape = self._measure_latents()
+        self.latents = Latents(config, self.pyramid.factors[-1], self.device)
+        self.latent_shape = self.latents.shape
         self.network = self._build_network()
         self.ema = EMA(self.network.to(self.device), train.ema_decay)
         optimizer = build_optimizer(self.network, train)
@@ -143,7 +141,7 @@ class Trainer:
             group["lr"] = learning_rate(train, self.step, self.fraction)
         for micro, batch in enumerate(batches):
             shared, own = self._generator("stage", micro), self._generator("noise", micro, everywhere=False)
-            latents = self._latents(batch["video"])
+            latents = self.latents(batch["video"])
             prompts = [None if drop else c for c, drop in zip(batch["caption"], self._drops(own, latents), strict=True)]
             condition = self.conditioner.encode(prompts, self.device)
             stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
@@ -180,12 +178,12 @@ class Trainer:
         condition, data = self.config.condition, self.config.data
         return PyramidPipeline(
             self.ema.network,  # type: ignore[arg-type]
-            vae=self.autoencoder,
+            vae=self.latents.autoencoder,
             pyramid=self.pyramid.config(),
             prediction_type=self.config.diffusion.prediction,
             per_stage_target=self.config.train.target == "per_stage",
             default_size=[data.frames, data.height, data.width],
-            latent_ratio=self.latent_ratio,
+            latent_ratio=self.latents.ratio,
             latent_scale=self.config.model.latent_scale,
             fps=data.fps or frame_rate(self.dataset),
             labels=self._labels(),
@@ -240,15 +238,6 @@ class Trainer:
         self.ema.updates = state["ema_updates"]
         self.losses = [tuple(point) for point in state["losses"]]
 
-    def _measure_latents(self) -> tuple[tuple[int, int, int], tuple[int, int, int, int]]:
-        """(T, H, W) compression and (C, t, h, w) of the latents; refuses a size that they cannot hold."""
-        data, channels, ratio = self.config.data, 3, (1, 1, 1)
-        if self.autoencoder is not None:
-            channels, ratio = compression(self.autoencoder, data.height, data.width)
-        check_sizes(self.config, self.pyramid.factors[-1], ratio)
-        frames = 1 + (data.frames - 1) // ratio[0] if ratio[0] > 1 else data.frames
-        return ratio, (channels, frames, data.height // ratio[1], data.width // ratio[2])
-
     def _build_network(self) -> VideoDiT:
         model = self.config.model
         options = model.model_dump(exclude={"autoencoder", "latent_scale", "stage_embedding", "gradient_checkpointing"})
@@ -262,11 +251,6 @@ class Trainer:
         if model.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         return network
-
-    def _latents(self, video: Tensor) -> Tensor:
-        pixels = to_float(video.to(self.device))
-        latents = pixels if self.autoencoder is None else encode_video(self.autoencoder, pixels)
-        return latents * self.config.model.latent_scale
 
     def _drops(self, generator: torch.Generator, latents: Tensor) -> list[bool]:
         return (torch.rand(len(latents), generator=generator) < self.config.condition.dropout).tolist()
