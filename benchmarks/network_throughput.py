@@ -1,11 +1,12 @@
 """How close VideoDiT comes to the matrix-multiplication rate of this machine.
 
-    python benchmarks/network_throughput.py [--tokens 64 256 1024] [--rounds 5] [--json]
+    python benchmarks/network_throughput.py [--tokens 64 256 1024] [--rounds 5] [--cpu-time] [--json]
 
 Times, in alternating rounds of one run (medians are printed): the training step (forward, backward, fused AdamW;
 float32 weights under bfloat16 autocast) and the inference of VideoDiT and of the same network written plainly; the
 matrix multiplications of its linear layers alone. The work of both networks is counted once, by PyTorch's
-FlopCounterMode on the plain one with unfused attention, so recomputation earns no credit.
+FlopCounterMode on the plain one with unfused attention, so recomputation earns no credit. On a machine shared with
+other work, --cpu-time runs one thread and counts the processor time it was given instead of the time that passed.
 """
 
 from __future__ import annotations
@@ -176,15 +177,15 @@ def linear_layers(tokens: int, width: int, dtype: torch.dtype) -> tuple[Callable
     return step, sum(6 * tokens * o * i for o, i in shapes) / 1e9
 
 
-def alternate(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def alternate(steps: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median milliseconds of each step over rounds in which all take turns."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(rounds + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
             if round_:  # the first round warms up
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * (clock() - start))
     return {name: median(values) for name, values in times.items()}
 
 
@@ -207,7 +208,16 @@ def time_split(step: Callable[[], None]) -> dict[str, float]:
     return {kind: value / sum(totals.values()) for kind, value in totals.items()}
 
 
-def measure(tokens: int, *, width: int, layers: int, heads: int, batch_tokens: int, rounds: int) -> Figures:
+def measure(
+    tokens: int,
+    *,
+    width: int,
+    layers: int,
+    heads: int,
+    batch_tokens: int,
+    rounds: int,
+    clock: Callable[[], float],
+) -> Figures:
     """All figures at one number of tokens a sample."""
     t, h, w = GRIDS[tokens]
     batch = max(1, batch_tokens // tokens)
@@ -225,7 +235,7 @@ def measure(tokens: int, *, width: int, layers: int, heads: int, batch_tokens: i
         steps["plain"]()
     steps["bf16"], gflop = linear_layers(batch * tokens, width, torch.bfloat16)
     steps["fp32"], _ = linear_layers(batch * tokens, width, torch.float32)
-    times = alternate(steps, rounds)
+    times = alternate(steps, rounds, clock)
     return Figures(
         tokens=tokens,
         batch=batch,
@@ -257,10 +267,15 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stock-allocator", action="store_true", help="without keep_freed_memory(), for both networks")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, its processor time")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = vars(parser.parse_args())
     if not options.pop("stock_allocator"):
         keep_freed_memory()
+    options["clock"] = time.perf_counter
+    if options.pop("cpu_time"):
+        torch.set_num_threads(1)
+        options["clock"] = time.process_time
     as_json, sizes = options.pop("json"), options.pop("tokens")
     if not as_json:
         print(machine())

@@ -58,18 +58,9 @@ def test_encoding_draws_nothing(image_vae):
     assert not any(p.requires_grad for p in vae.parameters())
 
 
-@pytest.mark.parametrize("size", [(32, 16), (64, 64), (8, 24)])
-def test_compression_is_measured(image_vae, video_vae, size):
-    assert compression(load_autoencoder(str(image_vae)), *size) == (4, (1, 4, 4))
-    assert compression(load_autoencoder(str(video_vae)), *size) == (4, (4, 8, 8))
-
-
-@pytest.mark.parametrize("size", [(10, 16), (16, 6), (20, 20)])
-def test_sizes_that_do_not_divide_do_not_blur_it(image_vae, video_vae, size):
-    """The autoencoder drops what is left over: 10 pixels become 2 elements, of 4 pixels each all the same."""
-    assert compression(load_autoencoder(str(image_vae)), *size)[1] == (1, 4, 4)
-    if min(size) > 8:
-        assert compression(load_autoencoder(str(video_vae)), *size)[1] == (4, 8, 8)
+def test_compression_is_measured(image_vae, video_vae):
+    assert compression(load_autoencoder(str(image_vae))) == (4, (1, 4, 4))
+    assert compression(load_autoencoder(str(video_vae))) == (4, (4, 8, 8))
 
 
 @pytest.mark.parametrize("what", ["absent", "empty", "another model"])

@@ -22,7 +22,7 @@ def load_autoencoder(folder: str) -> nn.Module:
     return vae.eval().requires_grad_(False)
 
 
-_PROBE = 16  # frames after the first of a probe: as many as any temporal compression divides
+_FRAMES, _SIDE = 16, 64  # of a probe, the first frame apart: any compression divides them
 
 
 @torch.no_grad()
@@ -67,20 +67,13 @@ def _normalisation(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def compression(vae: Any, height: int, width: int) -> tuple[int, tuple[int, int, int]]:
-    """(channels of a latent, (T, H, W) compression), measured by encoding a black clip of `height` × `width` pixels.
+def compression(vae: Any) -> tuple[int, tuple[int, int, int]]:
+    """(channels of a latent, (T, H, W) compression), measured by encoding a small black clip.
 
     An autoencoder that compresses time is taken to be causal, as those of diffusers are: 1 + r n frames become 1 + n.
-
-    Raises:
-        ValueError: the autoencoder cannot encode that size.
     """
-    probe = 1 + _PROBE if _is_video(vae) else 1
+    probe = 1 + _FRAMES if _is_video(vae) else 1
     device = next(vae.parameters()).device
-    try:
-        latents = encode_video(vae, torch.zeros(1, 3, probe, height, width, device=device))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the autoencoder cannot encode {height} × {width} pixels: {reason}") from error
+    latents = encode_video(vae, torch.zeros(1, 3, probe, _SIDE, _SIDE, device=device))
     _, channels, t, h, w = latents.shape
-    return channels, (_PROBE // (t - 1) if t > 1 else 1, height // h, width // w)
+    return channels, (_FRAMES // (t - 1) if t > 1 else 1, _SIDE // h, _SIDE // w)

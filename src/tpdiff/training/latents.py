@@ -35,7 +35,7 @@ class Latents:
         self.scale, self.device = config.model.latent_scale, device
         if config.model.autoencoder is not None:
             self.autoencoder = load_autoencoder(config.model.autoencoder).to(device)
-            channels, self.ratio = compression(self.autoencoder, data.height, data.width)
+            channels, self.ratio = compression(self.autoencoder)
         check_sizes(config, coarsest, self.ratio)
         t, h, w = self.ratio
         frames = 1 + (data.frames - 1) // t if t > 1 else data.frames
