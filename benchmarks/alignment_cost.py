@@ -27,9 +27,13 @@ from tpdiff.evaluation.latency import measure, speedup
 from tpdiff.models import VideoDiT
 from tpdiff.pyramid import align_noise
 from tpdiff.pyramid.alignment import assign, inner_products
+from tpdiff.recipes import recipe_path
+from tpdiff.training.load_config import load_config
 
 BATCHES = (8, 16, 64, 256, 1024)
-DEMO_BATCH, DEMO_SHAPE = 16, (3, 16, 48, 64)
+DEMO = load_config(recipe_path("demo"))
+DEMO_BATCH = DEMO.train.batch_size
+DEMO_SHAPE = (3, DEMO.data.frames, DEMO.data.height, DEMO.data.width)
 ELEMENTS = (1 << 14, 3 * 16 * 48 * 64, 1 << 20)
 ROWS_AT_A_TIME = 8
 GIB = 2**30
@@ -120,7 +124,7 @@ def cost(batch: int, elements: int, rounds: int, max_gib: float) -> Cost:
 def beside_a_step(rounds: int) -> dict[str, float]:
     """Milliseconds of alignment and of a training step at the demo's batch, and the former's share of the latter."""
     torch.manual_seed(0)
-    model = VideoDiT(num_classes=4)
+    model = VideoDiT(num_classes=4, **DEMO.model.network())
     video, target = torch.randn(2, DEMO_BATCH, *DEMO_SHAPE)
     noise = torch.randn(DEMO_BATCH, *DEMO_SHAPE)
     timestep, labels = torch.rand(DEMO_BATCH), torch.arange(DEMO_BATCH) % 4

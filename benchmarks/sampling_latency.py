@@ -1,6 +1,6 @@
 """How much sooner a temporal pyramid has sampled a batch of clips than the plain method, by the same network.
 
-    python benchmarks/sampling_latency.py [--batch 4] [--rounds 7] [--precision bf16] [--device cpu] [--json]
+    python benchmarks/sampling_latency.py [--batch 32] [--rounds 7] [--precision bf16] [--device cpu] [--json]
 
 Plain: 30 steps at 16 frames of 64x48 pixels. Pyramid: 10 steps each at 4, 8 and 16 frames. Both with classifier-free
 guidance (both branches in one doubled batch), by the same random weights, taking turns round by round in one run.
@@ -29,9 +29,12 @@ from tpdiff.evaluation.latency import count_flops, measure, standings
 from tpdiff.evaluation.results import LatencyRow
 from tpdiff.models import VideoDiT
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
+from tpdiff.recipes import recipe_path
 from tpdiff.sampling.loop import Denoiser, sample_pyramid
+from tpdiff.training.load_config import load_config
 
-SHAPE = (3, 16, 48, 64)  # C T H W
+DEMO = load_config(recipe_path("demo"))
+SHAPE = (3, DEMO.data.frames, DEMO.data.height, DEMO.data.width)  # C T H W
 CLASSES = 4
 GUIDANCE = 3.0
 FPS = 8
@@ -67,14 +70,7 @@ class Run:
 def network(device: torch.device, precision: str) -> VideoDiT:
     """The demo's network with random weights, also where it starts from zeros."""
     torch.manual_seed(0)
-    model = VideoDiT(
-        in_channels=SHAPE[0],
-        patch_size=(1, 8, 8),
-        hidden_size=256,
-        num_layers=8,
-        num_attention_heads=4,
-        num_classes=CLASSES,
-    )
+    model = VideoDiT(in_channels=SHAPE[0], num_classes=CLASSES, **DEMO.model.network())
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
@@ -180,7 +176,7 @@ def show(figures: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=4, help="clips sampled together")
+    parser.add_argument("--batch", type=int, default=32, help="clips sampled together")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=("fp32", "bf16", "autocast"), default="bf16")
     parser.add_argument("--device", default="cpu")

@@ -1,5 +1,6 @@
 """The demo: record a game, train a vanilla and a pyramidal twin for the same time, sample both, report."""
 
+import copy
 import datetime
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ METHODS = {"vanilla": "vanilla", "pyramid": "stagewise"}
 STEPS = 30
 GUIDANCE = 2.0
 SHOWN = 4
+TIMED = 32  # clips sampled together when sampling is timed, so that a full-size step takes long enough to measure
 POINTS = 1500
 NOT_TRAINING = 200.0
 Say = Callable[[str], None]
@@ -70,7 +72,7 @@ def finish(out: Path, arms: Arms, minutes: float, command: str, say: Say, rounds
     say("sampling both models")
     results = [_arm_result(name, trainer, captions, out) for name, trainer in trainers.items()]
     say("timing both samplers in turn")
-    latency = time_sampling({n: t.pipeline() for n, t in trainers.items()}, captions, out, rounds)
+    latency = time_sampling({n: sampler(t) for n, t in trainers.items()}, captions, out, rounds)
     real = _real_clips(config, captions, out)
     return Comparison(
         title="Vanilla and temporal-pyramid video diffusion, trained for the same time",
@@ -101,7 +103,7 @@ def time_sampling(
     pipelines: dict[str, PyramidPipeline], captions: list[str], out: Path, rounds: int
 ) -> list[LatencyRow]:
     """Seconds of the same batch sampled by each pipeline in turn, with and without decoding and writing the files."""
-    prompts = [captions[i % len(captions)] for i in range(SHOWN)]
+    prompts = [captions[i % len(captions)] for i in range(TIMED)]
     folder = out / "timing"
     folder.mkdir(parents=True, exist_ok=True)
     sampled: dict[str, list[float]] = {name: [] for name in pipelines}
@@ -129,9 +131,17 @@ def time_sampling(
     ]
 
 
+def sampler(trainer: Trainer) -> PyramidPipeline:
+    """A pipeline over a copy of the averaged weights, in the precision it was trained in."""
+    pipeline = trainer.pipeline()
+    dtype = torch.bfloat16 if trainer.config.train.precision == "bf16" else torch.float32
+    pipeline.register_modules(transformer=copy.deepcopy(pipeline.transformer).to(dtype))
+    return pipeline
+
+
 def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> ArmResult:
     """Sampled clips of one arm, and what the first of them looked like when each stage ended."""
-    pipeline = trainer.pipeline()
+    pipeline = sampler(trainer)
     folder = out / "samples" / name
     folder.mkdir(parents=True, exist_ok=True)
     ends: list[Progress] = []

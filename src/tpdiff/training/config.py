@@ -1,6 +1,6 @@
 """What a run is: typed, validated, from YAML with dotted overrides (`train.lr=1e-4`)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -45,6 +45,10 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     autoencoder: str | None = None
     latent_scale: float = Field(1.0, gt=0)
+
+    def network(self) -> dict[str, Any]:
+        """The entries that are the network's own arguments."""
+        return self.model_dump(exclude={"autoencoder", "latent_scale", "stage_embedding", "gradient_checkpointing"})
 
 
 class ConditionConfig(Section):

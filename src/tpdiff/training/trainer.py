@@ -240,12 +240,11 @@ class Trainer:
 
     def _build_network(self) -> VideoDiT:
         model = self.config.model
-        options = model.model_dump(exclude={"autoencoder", "latent_scale", "stage_embedding", "gradient_checkpointing"})
         network = VideoDiT(
             in_channels=self.latent_shape[0],
             num_stages=len(self.pyramid) if model.stage_embedding else None,
             causal_time=self.config.pyramid.causal_time,
-            **options,
+            **model.network(),
             **self.conditioner.network_config(),
         )
         if model.gradient_checkpointing:
