@@ -135,7 +135,9 @@ def sampler(trainer: Trainer) -> PyramidPipeline:
     """A pipeline over a copy of the averaged weights, in the precision it was trained in."""
     pipeline = trainer.pipeline()
     dtype = torch.bfloat16 if trainer.config.train.precision == "bf16" else torch.float32
-    pipeline.register_modules(transformer=copy.deepcopy(pipeline.transformer).to(dtype=dtype))
+    transformer = copy.deepcopy(pipeline.transformer)
+    torch.nn.Module.to(transformer, dtype=dtype)
+    pipeline.register_modules(transformer=transformer)
     return pipeline
 
 

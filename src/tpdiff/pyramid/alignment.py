@@ -84,9 +84,14 @@ def align(
     if method == "assignment":
         columns = assign(products, [list(rows)] if condition is None else _groups(condition, len(clean)))
     chosen = noise[torch.from_numpy(columns).to(noise.device)]
-    energy = float(clean.float().square().sum() + noise.float().square().sum())
+    energy = _energy(clean) + _energy(noise)
     before, after = (energy - 2 * float(products[rows, c].sum()) for c in (rows, columns))
     return Alignment(chosen, before / clean.numel(), after / clean.numel())
+
+
+def _energy(x: Tensor) -> float:
+    """Sum of squares in float32 or better, without a copy of x."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))) ** 2
 
 
 def mean_squared_distance(clean: Tensor, noise: Tensor) -> float:
