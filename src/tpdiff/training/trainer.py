@@ -110,13 +110,16 @@ class Trainer:
     def run(self, seconds: float = math.inf, report: Report | None = None) -> None:
         """Train until the budget is spent, `seconds` more training seconds have passed, or a stop is asked for.
 
-        Only the steps themselves count as training seconds: checkpoints, reports and the first batch do not.
+        A step counts from the asking for its clips; checkpoints, reports and the start of the workers do not count.
         """
+        self._open_stream()
         until, log, recent = self.seconds + seconds, self.config.log, Recent()
         while not self.done and self.seconds < until and not self.stop_requested:
-            batches = [self._next_batch() for _ in range(self.config.train.accumulation)]
             started = time.perf_counter()
+            batches = [self._next_batch() for _ in range(self.config.train.accumulation)]
             parts = self.train_step(batches)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
             elapsed = self._agree(time.perf_counter() - started)
             self.seconds += elapsed
             self.step += 1
@@ -291,11 +294,15 @@ class Trainer:
             )
         )
 
-    def _next_batch(self) -> dict[str, Any]:
+    def _open_stream(self) -> None:
         if self._stream is None:
             train = self.config.train
             seen = self.step * train.accumulation * train.batch_size * self.accelerator.num_processes
             self._stream = self._batches(seen)
+
+    def _next_batch(self) -> dict[str, Any]:
+        self._open_stream()
+        assert self._stream is not None
         return next(self._stream)
 
     def _report(self, recent: Recent, report: Report | None) -> None:
