@@ -113,7 +113,7 @@ def test_help_is_quick_and_the_module_is_the_command():
         "except SystemExit as stop: code = stop.code\n"
         "print(code, sorted({'torch', 'diffusers', 'transformers', 'av'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("0 []")
     assert "train" in done.stdout
@@ -125,7 +125,7 @@ def test_the_module_refuses_as_the_command_does(tmp_path):
         [sys.executable, "-m", "tpdiff", "train", str(tmp_path / "none.yaml")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 2
@@ -391,7 +391,7 @@ def test_sampling_onto_a_full_disk(model, small_disk):
 # Ctrl-C
 
 
-def wait_for(condition, seconds=90.0):
+def wait_for(condition, seconds=250.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"
@@ -437,7 +437,7 @@ def test_ctrl_c_reaches_the_workers_too(recipe, tmp_path):
         try:
             wait_for(lambda: checkpoints(run) or process.poll() is not None)
             os.killpg(process.pid, signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=250)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 import torch
-from av.video.reformatter import Colorspace, Interpolation
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from torch import Tensor
 from torch.nn import functional
 
@@ -80,9 +80,12 @@ def _encode(path: Path, frames: Tensor, fps: float, codec: str, options: dict[st
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = 1  # the narrow range that players expect
+        converter = VideoReformatter()  # one for all frames: setting it up costs more than a small frame
         for index, picture in enumerate(frames.contiguous().numpy()):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, interpolation=CONVERSION)
+            frame = converter.reformat(
+                frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, interpolation=CONVERSION
+            )
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

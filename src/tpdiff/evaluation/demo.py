@@ -24,7 +24,7 @@ from tpdiff.training.load_config import load_config
 from tpdiff.training.setup import open_dataset
 from tpdiff.training.trainer import Trainer
 
-SCENARIO = "my_way_home"
+SCENARIO = "basic"
 CLIPS, CLIP_FRAMES, SIZE = 300, 33, (48, 64)
 LABELS = {"vanilla": "Vanilla diffusion", "pyramid": "Temporal pyramid"}
 METHODS = {"vanilla": "vanilla", "pyramid": "stagewise"}
