@@ -143,6 +143,13 @@ def test_every_precision_can_be_written_plainly(precision, tmp_path):
     assert load_config(tmp_path / "run.yaml").train.precision == precision
 
 
+@pytest.mark.parametrize("path", ["/clips/my #1 set", "/clips/a b", "C#", "/clips/100%"])
+def test_a_folder_s_name_is_not_cut(path):
+    """YAML takes what follows " #" for a remark."""
+    assert build_config(LEAST, [f"data.path={path}"]).data.path == path
+    assert build_config(LEAST, [f"data.path='{path}'"]).data.path == path
+
+
 def test_overrides_win_and_the_last_of_them_most(tmp_path):
     (tmp_path / "run.yaml").write_text("data: {path: there}\ntrain: {steps: 3, lr: 1e-3}\n")
     config = load_config(tmp_path / "run.yaml", ["train.lr=2e-4", "train.lr=3e-4", "model.hidden_size=48", "data.fps="])

@@ -18,13 +18,15 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
 ) -> None:
     """Train a model by a recipe. Ctrl-C leaves a checkpoint; --resume continues from it."""
-    quiet()
     from tpdiff.training.load_config import load_config
+
+    recipe = load_config(config, overrides or ())
+    quiet()
     from tpdiff.training.progress import ProgressReport
     from tpdiff.training.trainer import Trainer
 
     run = out or Path("runs") / config.stem
-    trainer = Trainer(load_config(config, overrides or ()), run, resume=resume)
+    trainer = Trainer(recipe, run, resume=resume)
     for bad in trainer.dataset.bad:
         print(f"skipped {bad.path}: {bad.reason}", file=sys.stderr)
     with ProgressReport(run.name) as report, stop_on_signals(trainer.request_stop):

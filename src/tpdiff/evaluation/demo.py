@@ -31,7 +31,7 @@ METHODS = {"vanilla": "vanilla", "pyramid": "stagewise"}
 STEPS = 30
 GUIDANCE = 2.0
 SHOWN = 4
-TIMED = 32  # clips sampled together when sampling is timed, so that a full-size step takes long enough to measure
+TIMED = 40  # clips sampled together when sampling is timed, so that a full-size step takes long enough to measure
 POINTS = 1500
 NOT_TRAINING = 200.0
 Say = Callable[[str], None]
@@ -61,7 +61,9 @@ def build_arms(out: Path, data: Path, seconds: float, overrides: Sequence[str] =
     common = [f"data.path={data}", f"train.seconds={seconds:g}", *overrides]
     recipe = recipe_path("demo")
     configs = {name: load_config(recipe, [*common, f"train.method={m}"]) for name, m in METHODS.items()}
-    return Arms(configs, out)
+    arms = Arms(configs, out)
+    _held_out(configs["vanilla"], arms.dataset.captions[:SHOWN])
+    return arms
 
 
 def finish(out: Path, arms: Arms, minutes: float, command: str, say: Say, rounds: int = 3) -> Comparison:
@@ -194,22 +196,30 @@ def _stage_view(pipeline: PyramidPipeline, end: Progress, folder: Path, out: Pat
 
 
 def _real_clips(config: Config, captions: list[str], out: Path) -> list[str]:
-    """One held-out clip a caption, cut and resized as in training."""
+    """One held-out clip a caption, cut and resized as in training, written to `out`/samples/real."""
+    folder = out / "samples" / "real"
+    paths = [folder / f"{i}.mp4" for i in range(len(captions))]
+    for path, video in zip(paths, _held_out(config, captions), strict=True):
+        write_video(path, video.permute(1, 2, 3, 0).contiguous(), config.data.fps or 8.0)
+    return [str(p.relative_to(out)) for p in paths]
+
+
+def _held_out(config: Config, captions: list[str]) -> list[Tensor]:
+    """A clip of the test split for each caption, uint8 (3, T, H, W).
+
+    Raises:
+        ValueError: a caption without one.
+    """
     held_out = config.model_copy(update={"data": config.data.model_copy(update={"split": "test"})})
     dataset: ClipDataset = open_dataset(held_out)
-    folder = out / "samples" / "real"
-    folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Tensor] = {}
     for i in range(len(dataset)):
         item = dataset[i]
         found.setdefault(item["caption"], item["video"])
-    paths = []
-    for i, caption in enumerate(captions):
-        if caption not in found:
-            raise ValueError(f"no held-out clip of {caption!r} in {config.data.path}")
-        paths.append(folder / f"{i}.mp4")
-        write_video(paths[-1], found[caption].permute(1, 2, 3, 0).contiguous(), config.data.fps or 8.0)
-    return [str(p.relative_to(out)) for p in paths]
+    absent = [caption for caption in captions if caption not in found]
+    if absent:
+        raise ValueError(f"no held-out clip of {absent[0]!r} in {config.data.path}")
+    return [found[caption] for caption in captions]
 
 
 def _to_uint8(frames: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where clips come from. Sizes are pixels."""
 
-    path: str
+    path: str = Field(coerce_numbers_to_str=True)
     split: str | None = "train"
     frames: int = Field(16, ge=1)
     height: int = Field(64, ge=1)

@@ -85,6 +85,8 @@ def _parse(key: str, text: str) -> Any:
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ConfigError(f"{key}: {text!r} is not a YAML value ({reason}); quote it twice: {key}='\"...\"'") from None
     if isinstance(value, str):
+        if not text.lstrip().startswith(("'", '"', "|", ">")):
+            value = text.strip()  # as typed: YAML would take " #" for the start of a remark
         try:
             return float(value)
         except ValueError:
@@ -109,9 +111,13 @@ def _unknown_keys(model: type[BaseModel], values: Mapping[str, Any], path: tuple
         here = ".".join((*path, str(key)))
         field = model.model_fields.get(key)
         if field is None:
-            nearest = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0)
-            where = ".".join((*path, nearest[0]))
-            yield f"unknown key {here}; did you mean {where}?"
+            nearest = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.6)
+            hint = (
+                f"did you mean {'.'.join((*path, nearest[0]))}?"
+                if nearest
+                else f"known: {', '.join(model.model_fields)}"
+            )
+            yield f"unknown key {here}; {hint}"
         elif isinstance(value, Mapping) and (section := _section(field.annotation)):
             yield from _unknown_keys(section, value, (*path, key))
 

@@ -232,7 +232,7 @@ class Trainer:
         difference = [d for d in config_difference(before, self.config) if not may_change(d)]
         if difference:
             raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
-        if state["captions"] != self._labels():
+        if state.get("captions", self._labels()) != self._labels():
             raise ValueError(f"{folder} was trained with other captions as classes than {self.config.data.path} has")
         for prefix, network in (("network.", self.network), ("ema.", self.ema.network)):
             network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
