@@ -111,13 +111,8 @@ def _unknown_keys(model: type[BaseModel], values: Mapping[str, Any], path: tuple
         here = ".".join((*path, str(key)))
         field = model.model_fields.get(key)
         if field is None:
-            nearest = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.6)
-            hint = (
-                f"did you mean {'.'.join((*path, nearest[0]))}?"
-                if nearest
-                else f"known: {', '.join(model.model_fields)}"
-            )
-            yield f"unknown key {here}; {hint}"
+            nearest = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0)
+            yield f"unknown key {here}; did you mean {'.'.join((*path, *nearest))}?"
         elif isinstance(value, Mapping) and (section := _section(field.annotation)):
             yield from _unknown_keys(section, value, (*path, key))
 
