@@ -46,7 +46,7 @@ def demo(
     if arms.stop_requested:
         print(f"stopped; continue with: {command}")
         raise SystemExit(130)
-    comparison = finish(out, arms, minutes, command, console.print)
+    comparison = finish(out, arms, command, console.print)
     comparison.save(out / "comparison.json")
     page = write_report(comparison, out, out / "report.html")
     if as_json:

@@ -66,7 +66,7 @@ def build_arms(out: Path, data: Path, seconds: float, overrides: Sequence[str] =
     return arms
 
 
-def finish(out: Path, arms: Arms, minutes: float, command: str, say: Say, rounds: int = 3) -> Comparison:
+def finish(out: Path, arms: Arms, command: str, say: Say, rounds: int = 3) -> Comparison:
     """Sample both arms, time their sampling, and gather everything for the report."""
     trainers = arms.trainers
     captions = arms.dataset.captions[:SHOWN]
@@ -80,7 +80,7 @@ def finish(out: Path, arms: Arms, minutes: float, command: str, say: Say, rounds
         title="Vanilla and temporal-pyramid video diffusion, trained for the same time",
         command=command,
         created=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        minutes=minutes,
+        minutes=round(trainers["vanilla"].seconds / 60, 1),
         machine=machine.describe(),
         data={
             "scenario": SCENARIO,

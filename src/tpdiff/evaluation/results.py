@@ -115,7 +115,7 @@ class Comparison:
         title: one line.
         command: the command that made it.
         created: date and time, ISO 8601.
-        minutes: training time allowed to each arm.
+        minutes: training time of each arm.
         machine: what `machine.describe` returned.
         data: facts about the training set, name -> value.
         real: mp4s of real clips.

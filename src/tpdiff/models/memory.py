@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Let the C allocator keep the memory of freed tensors instead of handing it back to the system.
 
     A training step on a CPU frees and asks for the same hundreds of megabytes again and again; by default glibc
-    returns every large block to the kernel, which then has to clear its pages anew at each use: a fifth of the step.
+    returns every large block to the kernel, which then has to clear its pages anew at each use.
     Call it once, before training on a CPU. The process then holds on to its peak use until it ends, as CUDA's
     allocator does on a GPU.
 
