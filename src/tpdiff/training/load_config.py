@@ -3,12 +3,14 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tpdiff.training.config import Config
+from tpdiff.training.config import Config, Section
+
+Kind = TypeVar("Kind", bound=Section)
 
 
 class ConfigError(ValueError):
@@ -21,6 +23,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: no such file, bad YAML, unknown keys (with the closest known one) or illegal values.
     """
+    return build_config(read_values(path), overrides)
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """The nested values of a YAML recipe.
+
+    Raises:
+        ConfigError: no such file, with those near by, or not YAML sections.
+    """
     path = Path(path)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
@@ -32,11 +43,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold sections such as data, model, train")
-    return build_config(values, overrides)
+    return values
 
 
 def build_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """A `Config` from nested values and dotted overrides.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return build(Config, values, overrides)
+
+
+def build(kind: type[Kind], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Kind:
+    """A configuration of any kind from nested values and dotted overrides.
 
     Raises:
         ConfigError: as `load_config`.
@@ -47,21 +67,21 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Co
         if not equals or not key:
             raise ConfigError(f"override {override!r} is not section.key=value")
         _set(merged, key.split("."), _parse(key, text))
-    problems = list(_unknown_keys(Config, merged, ()))
+    problems = list(_unknown_keys(kind, merged, ()))
     if problems:
         raise ConfigError("; ".join(problems))
     try:
-        return Config.model_validate(merged)
+        return kind.model_validate(merged)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: Section) -> str:
     """The resolved configuration as YAML, as it is saved beside every result."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def config_difference(a: Config, b: Config) -> list[str]:
+def config_difference(a: Section, b: Section) -> list[str]:
     """One line for every key whose value differs: "train.lr: 0.001 -> 0.0003"."""
     left, right = dict(flatten(a.model_dump(mode="json"))), dict(flatten(b.model_dump(mode="json")))
     keys = [*left, *(k for k in right if k not in left)]

@@ -5,17 +5,18 @@ import math
 import torch
 from torch import nn
 
+from tpdiff.training.autoencoder_config import AutoencoderTrainConfig
 from tpdiff.training.config import TrainConfig
 
 
-def build_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, train: TrainConfig | AutoencoderTrainConfig) -> torch.optim.Optimizer:
     """AdamW over all parameters, in one fused pass."""
     return torch.optim.AdamW(
         network.parameters(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
     )
 
 
-def learning_rate(train: TrainConfig, step: int, fraction: float) -> float:
+def learning_rate(train: TrainConfig | AutoencoderTrainConfig, step: int, fraction: float) -> float:
     """The rate of the step after `step`: linear warm-up, then constant, or falling with the `fraction` of the budget
     that is spent, so that a budget in seconds is followed as one in steps is.
     """

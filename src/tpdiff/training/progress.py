@@ -5,10 +5,23 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+
+class Shown(Protocol):
+    """What a report can show: how far a run is, and a line of text."""
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def fraction(self) -> float: ...
+
+    def line(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class ProgressReport:
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
 
-    def __call__(self, status: Status, name: str = "") -> None:
+    def __call__(self, status: Shown, name: str = "") -> None:
         """Show a status; `name` tells several runs apart."""
         if self.console.is_terminal:
             self._bar.update(self._task, completed=status.fraction, line=f"{name} {status.line()}".strip())
