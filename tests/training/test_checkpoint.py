@@ -80,6 +80,25 @@ def test_only_so_many_checkpoints_are_kept(tiny, tmp_path, keep):
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == [*kept, "step-00000007"][-keep:]
 
 
+def test_the_average_alone_is_a_small_model_written_whole(run, monkeypatch, tmp_path):
+    folder = run.save_average(tmp_path / "averages" / "10-seconds")
+    assert os.listdir(folder.parent) == [folder.name]
+    assert not any("training_state" in name for name in contents(folder))
+    state = PyramidPipeline.from_pretrained(folder).transformer.state_dict()
+    for name, tensor in run.ema.network.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(state[name], tensor)
+    before = contents(folder)
+    run.run()
+    with monkeypatch.context() as m:
+        m.setattr(ckpt, "_flush", no_space)
+        with pytest.raises(OSError, match=r"pipeline .*10-seconds could not be written"):
+            run.save_average(folder)
+    assert contents(folder.parent) == {f"10-seconds/{name}": data for name, data in before.items()}
+    run.save_average(folder)
+    assert contents(folder) != before
+
+
 def no_space(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

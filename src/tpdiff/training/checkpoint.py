@@ -7,7 +7,8 @@ state beside it. It is written under another name, flushed to disk, and renamed 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,29 +50,20 @@ def write_checkpoint(folder: Path, pipeline: Any, tensors: Mapping[str, Tensor],
     Raises:
         OSError: it could not be written (full disk, say); nothing is left behind.
     """
-    aside = folder.with_name(f".{folder.name}.partial")
-    before = folder.with_name(f".{folder.name}.before")
-    if before.exists() and not folder.exists():
-        os.replace(before, folder)
-    for leftover in (aside, before):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with _whole_folder(folder, "checkpoint") as aside:
         pipeline.save_pretrained(str(aside), safe_serialization=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(aside / TENSORS))
         (aside / STATE).write_text(json.dumps(state, indent=1))
-        for path in [*aside.rglob("*"), aside]:
-            _flush(path)
-        if folder.exists():
-            os.replace(folder, before)
-        os.replace(aside, folder)
-        shutil.rmtree(before, ignore_errors=True)
-        _flush(folder.parent)
-    except Exception as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if before.exists() and not folder.exists():
-            os.replace(before, folder)
-        raise OSError(f"checkpoint {folder} could not be written: {error}") from error
+
+
+def write_pipeline(folder: Path, pipeline: Any) -> None:
+    """Write a whole pipeline or none.
+
+    Raises:
+        OSError: it could not be written; what was there before stays.
+    """
+    with _whole_folder(folder, "pipeline") as aside:
+        pipeline.save_pretrained(str(aside), safe_serialization=True)
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -95,6 +87,32 @@ def drop_old_checkpoints(run: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for folder in checkpoints(run)[:-keep]:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def _whole_folder(folder: Path, what: str) -> Iterator[Path]:
+    """A folder beside `folder` to fill, which takes its place, and its name, when it is filled and on the disk."""
+    aside = folder.with_name(f".{folder.name}.partial")
+    before = folder.with_name(f".{folder.name}.before")
+    if before.exists() and not folder.exists():
+        os.replace(before, folder)
+    for leftover in (aside, before):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            _flush(path)
+        if folder.exists():
+            os.replace(folder, before)
+        os.replace(aside, folder)
+        shutil.rmtree(before, ignore_errors=True)
+        _flush(folder.parent)
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if before.exists() and not folder.exists():
+            os.replace(before, folder)
+        raise OSError(f"{what} {folder} could not be written: {error}") from error
 
 
 def _flush(path: Path) -> None:

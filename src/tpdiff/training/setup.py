@@ -1,6 +1,5 @@
 """What a run needs before its first step, and everything that can be refused by then."""
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -13,12 +12,16 @@ from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition,
 from tpdiff.models.text import load_text_encoder
 from tpdiff.pyramid.geometry import check_video_size
 from tpdiff.training import checkpoint as ckpt
-from tpdiff.training.config import Config
+from tpdiff.training.config import Config, DataConfig, Section
 
 
 def open_dataset(config: Config, **options: Any) -> ClipDataset:
     """The clips of a run."""
-    data = config.data
+    return open_clips(config.data, config.seed, require_captions=config.condition.kind != "none", **options)
+
+
+def open_clips(data: DataConfig, seed: int, **options: Any) -> ClipDataset:
+    """The clips that a configuration describes."""
     return ClipDataset(
         data.path,
         frames=data.frames,
@@ -26,12 +29,11 @@ def open_dataset(config: Config, **options: Any) -> ClipDataset:
         width=data.width,
         fps=data.fps,
         resize=data.resize,
-        seed=config.seed,
+        seed=seed,
         split=data.split,
         cache=data.cache,
         cache_dir=data.cache_dir,
         max_bad_share=data.max_bad_share,
-        require_captions=config.condition.kind != "none",
         **options,
     )
 
@@ -60,12 +62,6 @@ def frame_rate(dataset: ClipDataset) -> float:
     return float(median(rates)) if rates else 8.0
 
 
-def free_worker(index: int) -> None:
-    """In a loader's worker: Ctrl-C is the main process's business, and a termination ends the worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that are unknown or not installed; accelerate would pass over the latter in silence.
 
@@ -78,7 +74,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ValueError(f"log.trackers: {name!r} is unknown or not installed; installed: {', '.join(available)}")
 
 
-def check_folder(out: Path, config: Config, resume: bool) -> Path | None:
+def check_folder(out: Path, config: Section, resume: bool) -> Path | None:
     """The checkpoint to resume from; None for a new run, or one that was ended before its first checkpoint.
 
     Raises:

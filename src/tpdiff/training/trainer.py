@@ -11,14 +11,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from tpdiff.data import ClipDataset, StreamSampler, collate
+from tpdiff.data import ClipDataset
 from tpdiff.models.conditioning import LabelCondition
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.models.video_dit import VideoDiT
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training import checkpoint as ckpt
+from tpdiff.training.batches import open_batches
 from tpdiff.training.config import Config
 from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
@@ -32,7 +32,6 @@ from tpdiff.training.setup import (
     check_sizes,
     check_trackers,
     frame_rate,
-    free_worker,
     may_change,
     open_dataset,
 )
@@ -219,6 +218,18 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return folder
 
+    def save_average(self, folder: str | Path) -> Path:
+        """Write the averaged weights alone, as a pipeline that `PyramidPipeline.from_pretrained` loads; whole or not
+        at all, in place of what was there. Collective: every process calls it. Returns the folder.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self.accelerator.is_main_process:
+            ckpt.write_pipeline(Path(folder), self.pipeline())
+        self.accelerator.wait_for_everyone()
+        return Path(folder)
+
     def close(self) -> None:
         """Flush the trackers."""
         if self.config.log.trackers:
@@ -279,26 +290,12 @@ class Trainer:
         self.stop_requested = bool(told[1])
         return float(told[0]) / self.accelerator.num_processes
 
-    def _batches(self, start: int, stop: int | None = None) -> Iterator[dict[str, Any]]:
-        sampler = StreamSampler(start, stop, self.accelerator.process_index, self.accelerator.num_processes)
-        workers = self.config.data.workers
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_size=self.config.train.batch_size,
-                sampler=sampler,
-                collate_fn=collate,
-                num_workers=workers if stop is None else 0,
-                worker_init_fn=free_worker,
-                persistent_workers=workers > 0 and stop is None,
-            )
-        )
-
     def _open_stream(self) -> None:
         if self._stream is None:
-            train = self.config.train
-            seen = self.step * train.accumulation * train.batch_size * self.accelerator.num_processes
-            self._stream = self._batches(seen)
+            train, processes = self.config.train, self.accelerator.num_processes
+            seen = self.step * train.accumulation * train.batch_size * processes
+            rank, workers = self.accelerator.process_index, self.config.data.workers
+            self._stream = open_batches(self.dataset, train.batch_size, workers, seen, rank, processes)
 
     def _next_batch(self) -> dict[str, Any]:
         self._open_stream()

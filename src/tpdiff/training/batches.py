@@ -1,0 +1,43 @@
+"""The stream of training batches: from any sample on, with or without loader processes."""
+
+import ctypes
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from tpdiff.data import ClipDataset, StreamSampler, collate
+
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+def open_batches(
+    dataset: ClipDataset, batch_size: int, workers: int, start: int = 0, rank: int = 0, processes: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Endless batches, `collate`d, of the samples start, start + 1, ... that fall to this process.
+
+    Which samples they hold does not depend on `workers`, the number of loader processes (0: none).
+    """
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=StreamSampler(start, None, rank, processes),
+            collate_fn=collate,
+            num_workers=workers,
+            worker_init_fn=free_worker,
+            persistent_workers=workers > 0,
+        )
+    )
+
+
+def free_worker(index: int) -> None:
+    """In a loader's process: Ctrl-C is the main process's business, a termination ends it, and so does the main
+    process's death, however that came.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
