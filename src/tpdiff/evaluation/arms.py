@@ -1,5 +1,6 @@
 """Twins trained side by side: same network, seed and data, equal seconds, in alternating slices."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -31,18 +32,37 @@ class Arms:
         }
         self.stop_requested = False
 
-    def run(self, slice_seconds: float = 15.0, report: ArmReport | None = None) -> None:
+    def run(
+        self,
+        slice_seconds: float = 15.0,
+        report: ArmReport | None = None,
+        until: float = math.inf,
+        save_slices: bool = False,
+    ) -> None:
         """Train all arms to the end of their budgets, a slice each in turn, so that drift of the machine hits all.
 
         A stop that was asked for ends the slice at its next step; every arm then has a checkpoint.
+
+        Args:
+            slice_seconds: training seconds of a turn.
+            report: told of every arm's progress.
+            until: stop, with a checkpoint of every arm, when all have trained so many seconds.
+            save_slices: leave a checkpoint after every turn, so that a death costs one slice.
         """
-        while not self.stop_requested and any(not t.done for t in self.trainers.values()):
-            for name, trainer in self.trainers.items():
-                trainer.run(slice_seconds, None if report is None else lambda s, name=name: report(name, s))  # type: ignore[misc]
+        while not self.stop_requested and (waiting := self._short_of(until)):
+            for name in waiting:
+                trainer = self.trainers[name]
+                seconds = min(slice_seconds, until - trainer.seconds)
+                trainer.run(seconds, None if report is None else lambda s, name=name: report(name, s))  # type: ignore[misc]
+                if save_slices:
+                    trainer.save()
                 if self.stop_requested:
                     break
         for trainer in self.trainers.values():
             trainer.save()
+
+    def _short_of(self, until: float) -> list[str]:
+        return [name for name, t in self.trainers.items() if not t.done and t.seconds < until]
 
     def request_stop(self) -> None:
         """End after the step under way."""

@@ -1,6 +1,5 @@
 """The demo: record a game, train a vanilla and a pyramidal twin for the same time, sample both, report."""
 
-import copy
 import datetime
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
 from tpdiff.evaluation.latency import count_flops, measure
 from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, StageView
+from tpdiff.evaluation.samples import frames_to_uint8, sampler
 from tpdiff.recipes import recipe_path
 from tpdiff.sampling.loop import Progress
 from tpdiff.sampling.pipeline import PyramidPipeline
@@ -133,16 +133,6 @@ def time_sampling(
     ]
 
 
-def sampler(trainer: Trainer) -> PyramidPipeline:
-    """A pipeline over a copy of the averaged weights, in the precision it was trained in."""
-    pipeline = trainer.pipeline()
-    dtype = torch.bfloat16 if trainer.config.train.precision == "bf16" else torch.float32
-    transformer = copy.deepcopy(pipeline.transformer)
-    torch.nn.Module.to(transformer, dtype=dtype)
-    pipeline.register_modules(transformer=transformer)
-    return pipeline
-
-
 def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> ArmResult:
     """Sampled clips of one arm, and what the first of them looked like when each stage ended."""
     pipeline = sampler(trainer)
@@ -224,4 +214,4 @@ def _held_out(config: Config, captions: list[str]) -> list[Tensor]:
 
 def _to_uint8(frames: Tensor) -> Tensor:
     """(T, 3, H, W) in [0, 1] -> uint8 (T, H, W, 3)."""
-    return (frames * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return frames_to_uint8(frames).permute(0, 2, 3, 1).contiguous()

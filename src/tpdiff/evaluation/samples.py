@@ -1,0 +1,60 @@
+"""Samples of a model in numbers: batch by batch, each clip by its own seed."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are sampled.
+
+    Attributes:
+        steps: network evaluations of the solver, split over the stages.
+        guidance_scale: classifier-free guidance; 1 is none.
+        solver: "euler", "ddim" or "heun".
+        batch: clips made at a time.
+    """
+
+    steps: int = 30
+    guidance_scale: float = 1.0
+    solver: str = "euler"
+    batch: int = 32
+
+
+def sampler(trainer: Trainer) -> PyramidPipeline:
+    """A pipeline over a copy of the averaged weights, in the precision it was trained in."""
+    pipeline = trainer.pipeline()
+    dtype = torch.bfloat16 if trainer.config.train.precision == "bf16" else torch.float32
+    transformer = copy.deepcopy(pipeline.transformer)
+    torch.nn.Module.to(transformer, dtype=dtype)
+    pipeline.register_modules(transformer=transformer)
+    return pipeline
+
+
+def sampled_clips(
+    pipeline: PyramidPipeline, captions: Sequence[str | None], sampling: Sampling, seed: int = 0
+) -> Iterator[Tensor]:
+    """uint8 (B, 3, T, H, W), batch by batch, one clip a caption; the i-th clip depends on seed + i alone."""
+    for first in range(0, len(captions), sampling.batch):
+        chunk = list(captions[first : first + sampling.batch])
+        videos = pipeline(
+            chunk,
+            steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            solver=sampling.solver,
+            generator=[torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))],
+            output_type="pt",
+        ).frames
+        yield frames_to_uint8(videos).transpose(1, 2).contiguous()
+
+
+def frames_to_uint8(frames: Tensor) -> Tensor:
+    """[0, 1] floats -> uint8, any shape."""
+    return (frames * 255).round().clamp(0, 255).to(torch.uint8)

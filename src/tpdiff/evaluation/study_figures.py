@@ -1,0 +1,96 @@
+"""What a finished study says: plateaus, times to reach them, differences with their intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+IN_A_ROW = 3
+AXES = ("seconds", "steps", "flops")
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where an arm first stayed at or below a level, and how much sooner than the base that was.
+
+    Attributes:
+        seconds, steps, flops: of the first of three evaluations in a row.
+        ratios: the base's cost at the first of its last three evaluations over the arm's, by axis.
+    """
+
+    seconds: float
+    steps: int
+    flops: float
+    ratios: dict[str, float]
+
+
+def plateau(evaluations: Sequence[Mapping[str, Any]]) -> float:
+    """Mean distance of the last three evaluations.
+
+    Raises:
+        ValueError: fewer than three.
+    """
+    if len(evaluations) < IN_A_ROW:
+        raise ValueError(f"a plateau needs {IN_A_ROW} evaluations, got {len(evaluations)}")
+    return float(np.mean([e["distance"] for e in evaluations[-IN_A_ROW:]]))
+
+
+def reached(evaluations: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> Reached | None:
+    """When an arm reached the plateau of the base: three evaluations in a row at or below it. None: never.
+
+    The base counts as there from the first of the three evaluations that define its plateau, which favours it.
+    """
+    level = plateau(base)
+    for i in range(len(evaluations) - IN_A_ROW + 1):
+        if all(e["distance"] <= level for e in evaluations[i : i + IN_A_ROW]):
+            first, of_base = evaluations[i], base[-IN_A_ROW]
+            ratios = {axis: of_base[axis] / first[axis] for axis in AXES}
+            return Reached(first["seconds"], first["steps"], first["flops"], ratios)
+    return None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm's distance less the base's, mean over seeds; below 0 the arm is better.
+
+    Attributes:
+        mean: over seeds.
+        low, high: 95 % interval over resampled clips, the seeds as they are.
+        seeds: of each seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: list[float]
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+def difference(paired: Sequence[Mapping[str, Any]]) -> Difference:
+    """Join the paired bootstraps of several seeds: their r-th replicates are averaged, as seeds are independent.
+
+    Args:
+        paired: of each seed, "difference" and "replicates" (equally many).
+    """
+    replicates = np.mean([p["replicates"] for p in paired], axis=0)
+    low, high = np.percentile(replicates, [2.5, 97.5])
+    seeds = [float(p["difference"]) for p in paired]
+    return Difference(float(np.mean(seeds)), float(low), float(high), seeds)
+
+
+def learnt(arm: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether an arm has learnt at all: what must be true before its distance says anything.
+
+    distance: below a quarter of the untrained network's. accuracy: a classifier keeps at least 80 % of its accuracy
+    on real clips. motion: 0.5 to 2 times as much as in real clips.
+    """
+    final, untrained = arm["final"], arm["evaluations"][0]["distance"]
+    answers = {"distance": final["distance"] < untrained / 4}
+    answers |= {f"accuracy of {name}": a["made"] >= 0.8 * a["real"] for name, a in final.get("accuracy", {}).items()}
+    ratio = final["motion"]["made"]["magnitude"] / final["motion"]["real"]["magnitude"]
+    return answers | {"motion": 0.5 <= ratio <= 2}

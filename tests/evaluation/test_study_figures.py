@@ -1,0 +1,69 @@
+"""Plateaus, times to reach them and joined intervals, on curves whose answers are known."""
+
+import numpy as np
+import pytest
+
+from tpdiff.evaluation.study_figures import difference, learnt, plateau, reached
+
+
+def curve(*distances, rate=1.0):
+    return [
+        {"seconds": 10.0 * (i + 1), "steps": int(rate * 100 * (i + 1)), "flops": rate * 5.0 * (i + 1), "distance": d}
+        for i, d in enumerate(distances)
+    ]
+
+
+def test_plateau_is_the_mean_of_the_last_three():
+    assert plateau(curve(100, 9, 6, 3)) == pytest.approx(6)
+    with pytest.raises(ValueError, match="needs 3 evaluations, got 2"):
+        plateau(curve(1, 2))
+
+
+def test_reached_needs_three_in_a_row():
+    base = curve(50, 40, 30, 20, 11, 10, 9)  # plateau 10, first counted at 50 s
+    arm = curve(30, 9, 12, 10, 10, 8, 8, rate=2.0)  # the 9 is alone
+    found = reached(arm, base)
+    assert (found.seconds, found.steps) == (40.0, 800)
+    assert found.ratios == pytest.approx({"seconds": 50 / 40, "steps": 500 / 800, "flops": 25 / 40})
+
+
+def test_an_arm_that_is_not_there_long_enough_never_reached():
+    base = curve(50, 40, 11, 10, 9)
+    assert reached(curve(50, 40, 30, 9, 9), base) is None
+
+
+def test_difference_joins_independent_seeds():
+    rng = np.random.default_rng(0)
+    paired = [{"difference": m, "replicates": list(m + rng.normal(0, 1, 4000))} for m in (-1.0, -3.0, -2.0)]
+    found = difference(paired)
+    assert found.mean == pytest.approx(-2)
+    half = 1.96 / np.sqrt(3)  # the mean of three independent draws
+    assert (found.low, found.high) == pytest.approx((-2 - half, -2 + half), abs=0.08)
+    assert found.excludes_zero
+    assert found.seeds == [-1.0, -3.0, -2.0]
+    assert not difference([{"difference": 0.1, "replicates": [-1.0, 0.0, 1.0]}]).excludes_zero
+
+
+def arm(distance=10.0, accuracy=0.8, magnitude=1.0):
+    return {
+        "evaluations": [{"distance": 100.0}],
+        "final": {
+            "distance": distance,
+            "accuracy": {"action": {"made": accuracy, "real": 1.0}},
+            "motion": {"made": {"magnitude": magnitude}, "real": {"magnitude": 1.0}},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        ({}, set()),
+        ({"distance": 25.0}, {"distance"}),
+        ({"accuracy": 0.79}, {"accuracy of action"}),
+        ({"magnitude": 0.49}, {"motion"}),
+        ({"magnitude": 2.01}, {"motion"}),
+    ],
+)
+def test_what_an_arm_must_have_learnt(change, missing):
+    assert {name for name, fine in learnt(arm(**change)).items() if not fine} == missing
