@@ -17,16 +17,21 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/<recipe's name> if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
 ) -> None:
-    """Train a model by a recipe. Ctrl-C leaves a checkpoint; --resume continues from it."""
-    from tpdiff.training.load_config import load_config
+    """Train a diffusion model or a video autoencoder, by its recipe. Ctrl-C leaves a checkpoint; --resume continues."""
+    from tpdiff.training.autoencoder_config import AutoencoderConfig, load_recipe
 
-    recipe = load_config(config, overrides or ())
+    recipe = load_recipe(config, overrides or ())
     quiet()
+    from tpdiff.training.autoencoder import AutoencoderTrainer
     from tpdiff.training.progress import ProgressReport
     from tpdiff.training.trainer import Trainer
 
     run = out or Path("runs") / config.stem
-    trainer = Trainer(recipe, run, resume=resume)
+    trainer: Trainer | AutoencoderTrainer
+    if isinstance(recipe, AutoencoderConfig):
+        trainer = AutoencoderTrainer(recipe, run, resume=resume)
+    else:
+        trainer = Trainer(recipe, run, resume=resume)
     for bad in trainer.dataset.bad:
         print(f"skipped {bad.path}: {bad.reason}", file=sys.stderr)
     with ProgressReport(run.name) as report, stop_on_signals(trainer.request_stop):
@@ -34,6 +39,8 @@ def train(
     folder = trainer.save()
     trainer.close()
     print(f"checkpoint: {folder}")
+    if isinstance(trainer, AutoencoderTrainer) and trainer.done and (quality := trainer.quality()):
+        print(quality.line())
     if trainer.stop_requested:
         again = ["tpdiff", "train", str(config), *(overrides or ()), "--out", str(run), "--resume"]
         print(f"stopped at step {trainer.step}; continue with: {shlex.join(again)}")

@@ -19,7 +19,7 @@ from .errors import DataError, VideoError
 from .folder import BadFile, Entry, FolderScan, check_share, require_captions, scan
 from .frames import check_mode, check_rate, check_size, to_float, to_uint8
 from .store import cache_path, fill_memory, load_frames, store_frames
-from .stream import StreamSampler, draw_start, epoch_order, stream_indices
+from .stream import StreamSampler, draw_start, epoch_order, legal_starts, stream_indices
 from .video import VideoInfo, grid_length, inspect, read_clip, read_video
 
 __all__ = [
@@ -88,13 +88,15 @@ class ClipDataset(Dataset[dict[str, Any]]):
         caption  str ("" where there is none)
         index    i
         path     str
+        start    int, the clip's first frame among those of the video
     `len(dataset)` is the number of usable videos, which is the length of an epoch. Iterate with a
     `StreamSampler`.
 
     folder: see `tpdiff.data.folder`. frames, height, width, fps: the clips; fps None takes each file's own
-    frames. cache keeps decoded videos: "memory" (refused when they do not fit `memory_budget` bytes), "disk"
-    (files under `cache_dir`, checked before they are trusted), "none" decodes each clip when asked, "auto" is
-    memory where it fits, else none. progress: called with (videos checked, videos in all).
+    frames. starts: clips of one video, evenly spread over it; None lets one start at any frame. cache keeps
+    decoded videos: "memory" (refused when they do not fit `memory_budget` bytes), "disk" (files under
+    `cache_dir`, checked before they are trusted), "none" decodes each clip when asked, "auto" is memory where
+    it fits, else none. progress: called with (videos checked, videos in all).
 
     Every file is decoded once beforehand. Unusable ones are set aside in `bad`, with reasons; those that only
     break off after enough frames are used and named in `damaged`.
@@ -110,6 +112,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         height: int,
         width: int,
         fps: float | None = None,
+        starts: int | None = None,
         seed: int = 0,
         split: str | None = None,
         cache: str = "auto",
@@ -126,7 +129,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"cache {cache!r} is unknown; choose one of {', '.join(CACHES)}")
         if cache == "disk" and cache_dir is None:
             raise ValueError("cache 'disk' needs cache_dir, the folder to keep decoded videos in")
-        self.seed = seed
+        if starts is not None and starts < 1:
+            raise ValueError(f"starts {starts} is below 1; nearest: 1, or None for every frame")
+        self.seed, self.starts = seed, starts
         self._stored: list[Path] | None = None
         self._block: Tensor | None = None
         found = scan(folder, split)
@@ -168,10 +173,15 @@ class ClipDataset(Dataset[dict[str, Any]]):
         epoch, place = divmod(index, len(self.videos))
         number = epoch_order(self.seed, epoch, len(self.videos))[place]
         video = self.videos[number]
-        start = draw_start(self.seed, index, video.length - self.geometry.frames + 1)
+        starts = self.starts_of(video)
+        start = starts[draw_start(self.seed, index, len(starts))]
         clip = self._clip(number, start).permute(3, 0, 1, 2).contiguous()
         entry = video.entry
-        return {"video": clip, "caption": entry.caption or "", "index": index, "path": str(entry.path)}
+        return {"video": clip, "caption": entry.caption or "", "index": index, "path": str(entry.path), "start": start}
+
+    def starts_of(self, video: Video) -> Sequence[int]:
+        """The frames at which clips of one of these videos start."""
+        return legal_starts(video.length - self.geometry.frames + 1, self.starts)
 
     def _clip(self, number: int, start: int) -> Tensor:
         """uint8 (T, H, W, 3), from wherever it is kept."""
@@ -222,12 +232,13 @@ def verify(
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Samples -> video uint8 (B, 3, T, H, W), caption list[str], index int64 (B,), path list[str]."""
+    """Samples -> video uint8 (B, 3, T, H, W), index int64 (B,); caption, path and start: lists."""
     return {
         "video": torch.stack([sample["video"] for sample in samples]),
         "caption": [sample["caption"] for sample in samples],
         "index": torch.tensor([sample["index"] for sample in samples]),
         "path": [sample["path"] for sample in samples],
+        "start": [sample["start"] for sample in samples],
     }
 
 

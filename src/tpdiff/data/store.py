@@ -43,30 +43,39 @@ def cache_path(folder: Path, video: Path, geometry: str) -> Path:
 
 def load_frames(path: Path, size: tuple[int, int]) -> np.ndarray | None:
     """Map stored frames, uint8 (T, height, width, 3); None when the file is absent, cut short or altered."""
-    try:
-        frames = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    if frames.dtype != np.uint8 or frames.shape[1:] != (*size, 3):
-        return None
-    with path.open("rb") as file:
-        file.seek(-CHECKSUM_BYTES, os.SEEK_END)
-        expected = file.read()
-    whole = path.stat().st_size == frames.offset + frames.nbytes + CHECKSUM_BYTES
-    return frames if whole and _checksum(frames) == expected else None
+    frames = load_array(path)
+    good = frames is not None and frames.dtype == np.uint8 and frames.shape[1:] == (*size, 3)
+    return frames if good else None
 
 
 def store_frames(path: Path, decode: Callable[[], Tensor]) -> None:
     """Decode and store frames with their checksum. The name appears when the contents are safely on the
     disk.
     """
+    store_array(path, decode().numpy())
+
+
+def load_array(path: Path) -> np.ndarray | None:
+    """Map what `store_array` wrote; None when the file is absent, cut short or altered."""
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    with path.open("rb") as file:
+        file.seek(-CHECKSUM_BYTES, os.SEEK_END)
+        expected = file.read()
+    whole = path.stat().st_size == values.offset + values.nbytes + CHECKSUM_BYTES
+    return values if whole and _checksum(values) == expected else None
+
+
+def store_array(path: Path, values: np.ndarray) -> None:
+    """Store an array with its checksum. The name appears when the contents are safely on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
-    frames = decode().numpy()
     try:
         with aside.open("wb") as file:
-            np.save(file, frames, allow_pickle=False)
-            file.write(_checksum(frames))
+            np.save(file, values, allow_pickle=False)
+            file.write(_checksum(values))
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -75,5 +84,5 @@ def store_frames(path: Path, decode: Callable[[], Tensor]) -> None:
             aside.unlink()
 
 
-def _checksum(frames: np.ndarray) -> bytes:
-    return zlib.crc32(np.ascontiguousarray(frames).data).to_bytes(CHECKSUM_BYTES, "big")
+def _checksum(values: np.ndarray) -> bytes:
+    return zlib.crc32(np.ascontiguousarray(values).data).to_bytes(CHECKSUM_BYTES, "big")

@@ -6,7 +6,7 @@ index, and any number of workers and machines share one stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import count, islice
@@ -30,6 +30,15 @@ def epoch_order(seed: int, epoch: int, size: int) -> tuple[int, ...]:
 def draw_start(seed: int, index: int, choices: int) -> int:
     """The start of sample `index`, one of 0 ... choices - 1, all equally likely."""
     return int(torch.randint(choices, (), generator=generator_for(seed, "start", index)))
+
+
+def legal_starts(choices: int, most: int | None = None) -> Sequence[int]:
+    """The frames of a video at which clips start: all `choices` of them, or `most`, evenly spread from the first
+    possible to the last.
+    """
+    if most is None or most >= choices:
+        return range(choices)
+    return [place * (choices - 1) // max(1, most - 1) for place in range(most)]
 
 
 def stream_indices(start: int = 0, stop: int | None = None, rank: int = 0, world_size: int = 1) -> Iterator[int]:

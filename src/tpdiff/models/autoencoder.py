@@ -1,25 +1,69 @@
 """Any diffusers autoencoder, of images or of videos, behind two functions over (B, C, T, H, W)."""
 
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoModel
+from diffusers import AutoencoderKLWan, AutoModel
+from diffusers import __version__ as diffusers
 from torch import Tensor, nn
 
 
 def load_autoencoder(folder: str) -> nn.Module:
-    """A frozen autoencoder in evaluation mode from a diffusers folder (safetensors only).
+    """A frozen autoencoder in evaluation mode from a diffusers folder (safetensors only), or from the newest
+    checkpoint of a run that trained one.
 
     Raises:
         ValueError: no autoencoder there.
     """
+    place = Path(folder)
+    if not (place / "config.json").is_file():
+        place = max((p.parent for p in place.glob("checkpoints/step-*/config.json")), default=place)
     try:
-        vae = AutoModel.from_pretrained(folder, use_safetensors=True)
+        vae = AutoModel.from_pretrained(str(place) if place.is_dir() else folder, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"no autoencoder in {folder!r}: {' '.join(str(error).split())}") from error
     if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
         raise ValueError(f"{folder!r} holds a {type(vae).__name__}, which cannot encode and decode")
     return vae.eval().requires_grad_(False)
+
+
+def small_autoencoder(
+    latent_channels: int, base_dim: int, dim_mult: Sequence[int], num_res_blocks: int, patch_size: int
+) -> AutoencoderKLWan:
+    """An untrained video autoencoder, causal in time (1 + 4n frames become 1 + n), latents not yet normalised.
+
+    Patches of `patch_size`² pixels are its channels; both sides are halved between the levels of `dim_mult`
+    (widths in multiples of `base_dim`), and time is halved with the last two of these.
+
+    Raises:
+        ValueError: widths that its shortcuts, which average or repeat channels, cannot join.
+    """
+    halvings, channels = len(dim_mult) - 1, 3 * patch_size**2
+    try:
+        return AutoencoderKLWan(
+            base_dim=base_dim,
+            z_dim=latent_channels,
+            dim_mult=list(dim_mult),
+            num_res_blocks=num_res_blocks,
+            temperal_downsample=[level >= halvings - 2 for level in range(halvings)],
+            is_residual=True,
+            in_channels=channels,
+            out_channels=channels,
+            patch_size=patch_size,
+            scale_factor_spatial=patch_size * 2**halvings,
+            latents_mean=[0.0] * latent_channels,
+            latents_std=[1.0] * latent_channels,
+        )
+    except (ValueError, AssertionError) as error:
+        near = [1, *[2] * halvings]
+        raise ValueError(
+            f"dim_mult {list(dim_mult)}: widths are joined by averaging or repeating channels, so that neighbours must "
+            f"divide and the last two agree; nearest sure choice: {near}"
+        ) from error
 
 
 _FRAMES, _SIDE = 16, 64  # of a probe, the first frame apart: any compression divides them
@@ -64,6 +108,25 @@ def _normalisation(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
     shift = getattr(config, "shift_factor", None) or 0.0
     scale = getattr(config, "scaling_factor", None) or 1.0
     return latents.new_tensor(shift), latents.new_tensor(scale)
+
+
+def fingerprint(vae: Any) -> str:
+    """A digest of what decides the latents: class, configuration, every weight, device and library versions."""
+    kept = {k: v for k, v in vae.config.items() if not k.startswith("_")}
+    where = next(vae.parameters()).device.type
+    digest = blake2b(digest_size=16)
+    for part in (
+        type(vae).__name__,
+        json.dumps(kept, sort_keys=True, default=str),
+        where,
+        torch.__version__,
+        diffusers,
+    ):
+        digest.update(f"{part}|".encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @torch.no_grad()

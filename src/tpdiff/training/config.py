@@ -12,7 +12,11 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where clips come from. Sizes are pixels."""
+    """Where clips come from. Sizes are pixels.
+
+    `starts` is how many clips a video gives, evenly spread over it; None: one may start at any frame. `cache` keeps
+    decoded videos and `latents` keeps the encoded clips of a model with an autoencoder, on disk under `cache_dir`.
+    """
 
     path: str = Field(coerce_numbers_to_str=True)
     split: str | None = "train"
@@ -20,8 +24,10 @@ class DataConfig(Section):
     height: int = Field(64, ge=1)
     width: int = Field(64, ge=1)
     fps: float | None = Field(None, gt=0)
+    starts: int | None = Field(None, ge=1)
     resize: Literal["crop", "stretch"] = "crop"
     cache: Literal["auto", "memory", "disk", "none"] = "auto"
+    latents: Literal["none", "memory", "disk"] = "none"
     cache_dir: str | None = None
     workers: int = Field(0, ge=0)
     max_bad_share: float = Field(0.1, ge=0, le=1)
@@ -157,6 +163,12 @@ class Config(Section):
             raise ValueError("train.target=per_stage is defined for diffusion.prediction_type=flow_prediction only")
         if self.train.loss_space is not None and self.diffusion.prediction != "sample":
             raise ValueError("train.loss_space is defined for diffusion.prediction_type=sample only")
+        if self.data.latents != "none" and self.model.autoencoder is None:
+            raise ValueError(
+                f"data.latents={self.data.latents} keeps what model.autoencoder encodes; set that, or none"
+            )
+        if self.data.latents == "disk" and self.data.cache_dir is None:
+            raise ValueError("data.latents=disk needs data.cache_dir, the folder to keep them in")
         return self
 
 

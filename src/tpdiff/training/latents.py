@@ -1,21 +1,27 @@
 """What a run diffuses: pixels, or the latents of an autoencoder."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tpdiff.data import to_float
-from tpdiff.models.autoencoder import compression, encode_video, load_autoencoder
+from tpdiff.data import ClipDataset, to_float
+from tpdiff.models.autoencoder import compression, encode_video, fingerprint, load_autoencoder
 from tpdiff.training.config import Config
+from tpdiff.training.latent_cache import LatentCache, open_latent_cache
 from tpdiff.training.setup import check_sizes
 
 
 class Latents:
     """Clips to what the network sees.
 
+    An autoencoder encodes one clip at a time, so that a clip's latents depend on nothing beside it in its batch and
+    may be kept (`data.latents`).
+
     Attributes:
         autoencoder: None for pixels.
+        identity: digest of the autoencoder; None for pixels.
         ratio: its (T, H, W) compression, all ones for pixels.
         shape: (C, t, h, w) of a clip's latents.
 
@@ -23,25 +29,55 @@ class Latents:
         config: the run.
         coarsest: (T, H, W) stride of the coarsest stage.
         device: where the autoencoder works.
+        dataset: its clips; None keeps no latents, whatever the configuration says.
 
     Raises:
-        ValueError: no autoencoder there, or a clip size that it, the patches or some stage cannot hold.
+        ValueError: no autoencoder there, a clip size that it, the patches or some stage cannot hold, or more latents
+            than can be kept.
     """
 
-    def __init__(self, config: Config, coarsest: tuple[int, int, int], device: torch.device):
+    def __init__(
+        self,
+        config: Config,
+        coarsest: tuple[int, int, int],
+        device: torch.device,
+        dataset: ClipDataset | None = None,
+    ):
         data, channels = config.data, 3
         self.autoencoder: Any = None
+        self.identity: str | None = None
         self.ratio = (1, 1, 1)
         self.scale, self.device = config.model.latent_scale, device
         if config.model.autoencoder is not None:
             self.autoencoder = load_autoencoder(config.model.autoencoder).to(device)
+            self.identity = fingerprint(self.autoencoder)
             channels, self.ratio = compression(self.autoencoder)
         check_sizes(config, coarsest, self.ratio)
         t, h, w = self.ratio
         frames = 1 + (data.frames - 1) // t if t > 1 else data.frames
         self.shape = (channels, frames, data.height // h, data.width // w)
+        self._cache: LatentCache | None = None
+        if self.identity is not None and dataset is not None:
+            self._cache = open_latent_cache(data, dataset, self.identity, self.shape)
 
     def __call__(self, video: Tensor) -> Tensor:
         """uint8 clips (B, 3, T, H, W) -> float32 latents (B, C, t, h, w)."""
-        pixels = to_float(video.to(self.device))
-        return self.scale * (pixels if self.autoencoder is None else encode_video(self.autoencoder, pixels))
+        if self.autoencoder is None:
+            return self.scale * to_float(video.to(self.device))
+        return self.scale * torch.cat([self._encode(clip) for clip in video])
+
+    def of_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        """Latents of a collated batch, as of its "video"; from the cache those that it has."""
+        if self._cache is None:
+            return self(batch["video"])
+        found = []
+        for clip, path, start in zip(batch["video"], batch["path"], batch["start"], strict=True):
+            latents = self._cache.get(path, start)
+            if latents is None:
+                latents = self._encode(clip)[0].cpu()
+                self._cache.put(path, start, latents)
+            found.append(latents)
+        return self.scale * torch.stack(found).to(self.device)
+
+    def _encode(self, clip: Tensor) -> Tensor:
+        return encode_video(self.autoencoder, to_float(clip[None].to(self.device)))

@@ -28,6 +28,7 @@ def open_clips(data: DataConfig, seed: int, **options: Any) -> ClipDataset:
         height=data.height,
         width=data.width,
         fps=data.fps,
+        starts=data.starts,
         resize=data.resize,
         seed=seed,
         split=data.split,
@@ -91,4 +92,5 @@ def check_folder(out: Path, config: Section, resume: bool) -> Path | None:
 
 def may_change(line: str) -> bool:
     """Keys that a resumed run may set anew: its budget and what it leaves behind, not what it computes."""
-    return line.startswith(("train.steps:", "train.seconds:", "log.", "data.workers:", "data.cache"))
+    budget, kept = ("train.steps:", "train.seconds:"), ("log.", "data.workers:", "data.cache", "data.latents:")
+    return line.startswith((*budget, *kept))

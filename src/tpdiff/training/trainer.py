@@ -72,7 +72,7 @@ class Trainer:
             keep_freed_memory()
         self.dataset = open_dataset(config) if dataset is None else dataset
         self.conditioner = build_conditioner(config, self.dataset.captions)
-        self.latents = Latents(config, self.pyramid.factors[-1], self.device)
+        self.latents = Latents(config, self.pyramid.factors[-1], self.device, self.dataset)
         self.latent_shape = self.latents.shape
         self.network = self._build_network()
         self.ema = EMA(self.network.to(self.device), train.ema_decay)
@@ -143,7 +143,7 @@ class Trainer:
             group["lr"] = learning_rate(train, self.step, self.fraction)
         for micro, batch in enumerate(batches):
             shared, own = self._generator("stage", micro), self._generator("noise", micro, everywhere=False)
-            latents = self.latents(batch["video"])
+            latents = self.latents.of_batch(batch)
             prompts = [None if drop else c for c, drop in zip(batch["caption"], self._drops(own, latents), strict=True)]
             condition = self.conditioner.encode(prompts, self.device)
             stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
@@ -211,6 +211,7 @@ class Trainer:
                 "ema_updates": self.ema.updates,
                 "losses": self.losses,
                 "captions": self._labels(),
+                "autoencoder": self.latents.identity,
                 "config": self.config.model_dump(mode="json"),
             }
             ckpt.write_checkpoint(folder, self.pipeline(), {**weights, **average, **moments}, state)
@@ -245,6 +246,8 @@ class Trainer:
             raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
         if state.get("captions", self._labels()) != self._labels():
             raise ValueError(f"{folder} was trained with other captions as classes than {self.config.data.path} has")
+        if state.get("autoencoder", self.latents.identity) != self.latents.identity:
+            raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")
         for prefix, network in (("network.", self.network), ("ema.", self.ema.network)):
             network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
         ckpt.unpack_optimizer(self.optimizer, self.network, tensors)

@@ -1,0 +1,210 @@
+"""Training a small video autoencoder: state, budget, checkpoints, what it is worth in the end."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpdiff.data import ClipDataset, to_float
+from tpdiff.data.stream import generator_for
+from tpdiff.models.autoencoder import small_autoencoder
+from tpdiff.models.memory import keep_freed_memory
+from tpdiff.training import checkpoint as ckpt
+from tpdiff.training.autoencoder_config import AutoencoderConfig
+from tpdiff.training.batches import open_batches
+from tpdiff.training.ema import EMA
+from tpdiff.training.load_config import build, config_difference, dump_config
+from tpdiff.training.optimizer import build_optimizer, learning_rate
+from tpdiff.training.progress import clock
+from tpdiff.training.reconstruction import Quality, latent_statistics, measure, reconstruction_loss
+from tpdiff.training.setup import check_folder, may_change, open_clips
+
+
+@dataclass(frozen=True)
+class AutoencoderStatus:
+    """A run at one moment; `loss`, `psnr` (dB) and `kl` (nats an element) are means since the last report."""
+
+    step: int
+    seconds: float
+    fraction: float
+    loss: float
+    psnr: float
+    kl: float
+    clips_per_second: float
+
+    def line(self) -> str:
+        """The status in one line of text."""
+        left = self.seconds * (1 - self.fraction) / self.fraction if self.fraction else math.inf
+        return (
+            f"step {self.step}  loss {self.loss:.4f}  PSNR {self.psnr:.2f} dB  KL {self.kl:.2f}  "
+            f"{self.clips_per_second:.1f} clips/s  {clock(self.seconds)} done, {clock(left)} left"
+        )
+
+
+class AutoencoderTrainer:
+    """One training run in one folder, on one device.
+
+    Every checkpoint is a diffusers folder: the averaged weights, with the mean and deviation of their own latents
+    over `statistics_clips` training clips, so that `tpdiff.models.autoencoder.load_autoencoder` takes it as it is.
+
+    Args:
+        config: what to train.
+        out: the run's folder; must be empty or absent unless `resume`.
+        resume: continue from the newest checkpoint in `out`.
+
+    Raises:
+        ValueError: anything about the configuration, the data or the folder that cannot work.
+    """
+
+    def __init__(self, config: AutoencoderConfig, out: str | Path, resume: bool = False):
+        self.config, self.out = config, Path(out)
+        found = check_folder(self.out, config, resume)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.dataset = open_clips(config.data, config.seed, require_captions=False)
+        self.held_out = self._open_held_out()
+        torch.manual_seed(config.seed)
+        network: Any = small_autoencoder(**config.autoencoder.model_dump())
+        self.network: nn.Module = network.to(self.device)
+        self.ema = EMA(self.network, config.train.ema_decay)
+        self.optimizer = build_optimizer(self.network, config.train)
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[tuple[float, int, float, float, float]] = []  # (seconds, step, loss, PSNR, KL)
+        self.stop_requested = False
+        self._stream: Iterator[dict[str, Any]] | None = None
+        if found is not None:
+            self._restore(found)
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "config.yaml").write_text(dump_config(config))
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget (steps or seconds, whichever is nearer its end) that is done."""
+        train = self.config.train
+        shares = [self.step / train.steps] if train.steps else []
+        shares += [self.seconds / train.seconds] if train.seconds else []
+        return min(1.0, max(shares))
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.fraction >= 1
+
+    def run(self, report: Callable[[AutoencoderStatus], None] | None = None) -> None:
+        """Train until the budget is spent or a stop is asked for; checkpoints and reports do not count."""
+        log, since = self.config.log, len(self.losses)
+        while not self.done and not self.stop_requested:
+            started = time.perf_counter()
+            batch = self._next_batch()
+            loss = self._train_step(batch["video"])
+            self.seconds += time.perf_counter() - started
+            self.step += 1
+            self.losses.append((self.seconds, self.step, *loss))
+            if report is not None and (self.step % log.every_steps == 0 or self.done):
+                report(self._status(since))
+                since = len(self.losses)
+            if log.checkpoint_every_steps and self.step % log.checkpoint_every_steps == 0 and not self.done:
+                self.save()
+
+    def request_stop(self) -> None:
+        """End `run` after the step under way."""
+        self.stop_requested = True
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment; returns its folder.
+
+        Raises:
+            OSError: it could not be written; older checkpoints stay.
+        """
+        vae: Any = self.ema.network
+        mean, deviation = latent_statistics(vae, self._clips(self.dataset, self.config.statistics_clips), self.device)
+        vae.register_to_config(latents_mean=mean, latents_std=deviation)
+        tensors = {f"network.{n}": t for n, t in self.network.state_dict().items()}
+        tensors |= ckpt.pack_optimizer(self.optimizer, self.network)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "ema_updates": self.ema.updates,
+            "losses": self.losses,
+            "config": self.config.model_dump(mode="json"),
+        }
+        average = {f"ema.{n}": t for n, t in vae.state_dict().items()}
+        folder = self.out / "checkpoints" / f"step-{self.step:08d}"
+        ckpt.write_checkpoint(folder, vae, {**tensors, **average}, state)
+        ckpt.drop_old_checkpoints(self.out, self.config.log.keep_checkpoints)
+        return folder
+
+    def close(self) -> None:
+        """Nothing is held open; as `Trainer.close`."""
+
+    def quality(self) -> Quality | None:
+        """How well the averaged weights reconstruct held-out clips, kept in `quality.json`; None without such."""
+        if self.held_out is None:
+            return None
+        clips = min(self.config.held_out.clips, len(self.held_out))
+        quality = measure(self.ema.network, self._clips(self.held_out, clips), self.device)
+        (self.out / "quality.json").write_text(json.dumps({"step": self.step, **asdict(quality)}, indent=1))
+        return quality
+
+    # Inside
+
+    def _train_step(self, video: Tensor) -> tuple[float, float, float]:
+        train = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(train, self.step, self.fraction)
+        clean = to_float(video.to(self.device))
+        generator = generator_for(self.config.seed, "posterior", self.step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+            loss = reconstruction_loss(self.network, clean, train, generator)
+        loss.total.backward()
+        if train.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), train.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.network)
+        return float(loss.total.detach()), loss.psnr, float(loss.kl)
+
+    def _next_batch(self) -> dict[str, Any]:
+        if self._stream is None:
+            size = self.config.train.batch_size
+            self._stream = open_batches(self.dataset, size, self.config.data.workers, self.step * size)
+        return next(self._stream)
+
+    def _status(self, since: int) -> AutoencoderStatus:
+        recent = self.losses[since:]
+        before = self.losses[since - 1][0] if since else 0.0
+        loss, psnr, kl = (sum(point[i] for point in recent) / len(recent) for i in (2, 3, 4))
+        rate = len(recent) * self.config.train.batch_size / max(self.seconds - before, 1e-9)
+        return AutoencoderStatus(self.step, self.seconds, self.fraction, loss, psnr, kl, rate)
+
+    def _open_held_out(self) -> ClipDataset | None:
+        split = self.config.held_out.split
+        if split is None:
+            return None
+        try:
+            return open_clips(self.config.data.model_copy(update={"split": split}), 0, require_captions=False)
+        except ValueError as error:
+            raise ValueError(f"held_out.split {split!r}: {error}; null leaves the measurement out") from error
+
+    @staticmethod
+    def _clips(dataset: ClipDataset, count: int) -> Iterator[Tensor]:
+        return (dataset[i]["video"] for i in range(count))
+
+    def _restore(self, folder: Path) -> None:
+        tensors, state = ckpt.read_checkpoint(folder)
+        difference = config_difference(build(AutoencoderConfig, state["config"]), self.config)
+        difference = [d for d in difference if not may_change(d) and not d.startswith("held_out.")]
+        if difference:
+            raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
+        for prefix, network in (("network.", self.network), ("ema.", self.ema.network)):
+            network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        ckpt.unpack_optimizer(self.optimizer, self.network, tensors)
+        self.step, self.seconds, self.ema.updates = state["step"], state["seconds"], state["ema_updates"]
+        self.losses = [tuple(point) for point in state["losses"]]
