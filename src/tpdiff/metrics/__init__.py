@@ -8,6 +8,7 @@ from tpdiff.metrics.distance import (
     kernel_distance,
     moments,
     paired_bootstrap,
+    paired_draws,
 )
 from tpdiff.metrics.features import FeatureSet, efficientnet_features, i3d_features, open_features
 from tpdiff.metrics.projection import Projection, fit_projection
@@ -28,4 +29,5 @@ __all__ = [
     "moments",
     "open_features",
     "paired_bootstrap",
+    "paired_draws",
 ]

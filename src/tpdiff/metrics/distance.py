@@ -86,12 +86,25 @@ def frechet_interval(real: Array, made: Array, rounds: int = 1000, seed: int = 0
 def paired_bootstrap(real: Array, a: Array, b: Array, rounds: int = 1000, seed: int = 0) -> tuple[float, float, float]:
     """How much farther `a` is from `real` than `b`: (difference of Fréchet distances, low, high), 95 %.
 
-    In each round one draw of the real clips serves both, and one draw of clip numbers serves both made sets: clip i
-    of `a` and clip i of `b` belong together (same seed, same caption). A difference whose interval lies above 0
-    means that `b` is better. Percentiles are centred as in `frechet_interval`.
+    A difference whose interval lies above 0 means that `b` is better. Percentiles of `paired_draws` are centred as in
+    `frechet_interval`.
 
     Raises:
         ValueError: as `frechet_distance`, or `a` and `b` of different length.
+    """
+    drawn = paired_draws(real, a, b, rounds, seed)
+    result = _around(frechet_distance(real, a) - frechet_distance(real, b), drawn)
+    return result.value, result.low, result.high
+
+
+def paired_draws(real: Array, a: Array, b: Array, rounds: int = 1000, seed: int = 0) -> Array:
+    """Bootstrap draws (rounds,) of the difference of two sets' Fréchet distances, `a`'s less `b`'s.
+
+    In each round one draw of the real clips serves both, and one draw of clip numbers serves both made sets: clip i
+    of `a` and clip i of `b` belong together (same seed, same caption).
+
+    Raises:
+        ValueError: as `paired_bootstrap`.
     """
     real, a = _checked(real, a)
     _, b = _checked(real, b)
@@ -99,13 +112,11 @@ def paired_bootstrap(real: Array, a: Array, b: Array, rounds: int = 1000, seed: 
         raise ValueError(f"pairs need two sets of equal length, got {len(a)} and {len(b)} clips")
     rng, drawn = np.random.default_rng(seed), np.empty(rounds)
     for number in range(rounds):
-        mean, cov = moments(_redrawn(real, rng))
+        drawn_real = moments(_redrawn(real, rng))
         rows = rng.integers(len(a), size=len(a))
-        drawn[number] = frechet_from_moments(mean, cov, *moments(a[rows])) - frechet_from_moments(
-            mean, cov, *moments(b[rows])
-        )
-    result = _around(frechet_distance(real, a) - frechet_distance(real, b), drawn)
-    return result.value, result.low, result.high
+        apart = [frechet_from_moments(*drawn_real, *moments(made[rows])) for made in (a, b)]
+        drawn[number] = apart[0] - apart[1]
+    return drawn
 
 
 def _around(value: float, drawn: Array, floor: float | None = None) -> Interval:
