@@ -322,8 +322,9 @@ def test_alignment_brings_noise_nearer(method):
     x = torch.randn(16, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     config = configure(f"train.alignment={method}", "train.align_within_condition=false").train
     noise, gain = draw_noise(x, ["a"] * 16, config, torch.Generator().manual_seed(1))
-    raw = torch.randn((4, *x.shape) if method == "knn" else x.shape, generator=torch.Generator().manual_seed(1))
-    candidates = raw if method == "knn" else raw[None]
+    shape = (16, 4, *x.shape[1:]) if method == "knn" else x.shape
+    raw = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    candidates = raw.transpose(0, 1) if method == "knn" else raw[None]
     before = (x - candidates[0]).square().mean()
     after = (x - noise).square().mean()
     assert gain > 0.005

@@ -234,17 +234,24 @@ def test_every_stage_in_every_step(tiny, tmp_path):
     assert trainer.tokens == 2 * 2 * 6 * 4 * (8 + 4 + 2)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, tmp_path):
-    """Two equal micro-batches and one of them alone lead to the same step."""
-    results = []
-    for count in (1, 2):
-        trainer = Trainer(tiny("train.method=vanilla", "train.max_grad_norm="), tmp_path / f"{count}")
-        batch = trainer._next_batch()
-        trainer._generator = lambda purpose, micro, everywhere=True: torch.Generator().manual_seed(3)
-        trainer.train_step([batch] * count)
-        results.append(weights(trainer))
-    for name in results[0]:
-        torch.testing.assert_close(results[0][name], results[1][name], rtol=0, atol=1e-6)
+@pytest.mark.parametrize("overrides", [[], ["train.alignment=knn"]])
+def test_a_batch_in_parts_is_the_same_step(tiny, tmp_path, overrides):
+    """What a sample meets hangs on its place in the stream: two micro-batches of 3 are one of 6."""
+    common = ["train.method=vanilla", "train.alignment=none", "condition.dropout=0.4", "train.lr=1e-2", *overrides]
+    whole, parts = (
+        Trainer(tiny(*common, "train.steps=2", *own), tmp_path / name)
+        for name, own in (("whole", []), ("parts", ["train.batch_size=3", "train.accumulation=2"]))
+    )
+    calls = {trainer: recorded(trainer) for trainer in (whole, parts)}
+    for trainer in (whole, parts):
+        trainer.run()
+    for key in ("x", "t", "class_labels"):
+        one, two = (torch.cat([call[key] for call in calls[trainer]]) for trainer in (whole, parts))
+        assert torch.equal(one, two), key
+    assert 2 in torch.cat([call["class_labels"] for call in calls[whole]])  # a dropped caption
+    first, second = weights(whole), weights(parts)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-4)
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tiny, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tpdiff.pyramid.alignment import align
-from tpdiff.pyramid.noise import randn
+from tpdiff.pyramid.noise import Generators, randn
 from tpdiff.pyramid.schedule import FlowMatchingSchedule, Schedule, VariancePreservingSchedule
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.targets import check_prediction_type
@@ -65,8 +65,10 @@ def draw_stage(pyramid: Pyramid, weights: Sequence[float] | None, generator: tor
     return int(torch.multinomial(shares, 1, generator=generator))
 
 
-def draw_times(batch: int, density: str, generator: torch.Generator) -> Tensor:
+def draw_times(batch: int, density: str, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
     """u in (0, 1), float64 (B,), by the timestep density: "uniform" or "logit_normal" (mean 0, deviation 1)."""
+    if isinstance(generator, Sequence):
+        return torch.cat([draw_times(1, density, one) for one in generator])
     if density == "logit_normal":
         return torch.randn(batch, generator=generator, dtype=torch.float64).sigmoid()
     return torch.rand(batch, generator=generator, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
@@ -82,7 +84,7 @@ def stage_loss(
     captions: Sequence[Hashable],
     config: TrainConfig,
     prediction_type: str,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
 ) -> StageLoss:
     """The loss of one micro-batch at one stage (TPDiff Algorithm 2; MATH 2, 3, 6).
 
@@ -96,21 +98,49 @@ def stage_loss(
         captions: one a clip, for alignment within equal captions.
         config: alignment, timestep density, target.
         prediction_type: what the network predicts.
-        generator: every draw comes from it, on the CPU.
+        generator: one, or one a clip; every draw comes from it, on the CPU.
     """
     clean = pyramid.down(latents, stage)
     coarse = pyramid.down(latents, stage + 1) if stage + 1 < len(pyramid) else None
     noise, gain = draw_noise(clean, captions, config, generator)
     u = draw_times(len(clean), config.timestep_density, generator)
+    errors = sample_errors(
+        network, network_config, pyramid, clean, coarse, stage, condition, noise, u, config, prediction_type
+    )
+    tokens = clean[:, 0].numel() // math.prod(network_config.patch_size)
+    return StageLoss(errors.mean(), stage, tokens, gain)
+
+
+def sample_errors(
+    network: Callable[..., Any],
+    network_config: Any,
+    pyramid: Pyramid,
+    clean: Tensor,
+    coarse: Tensor | None,
+    stage: int,
+    condition: Mapping[str, Tensor],
+    noise: Tensor,
+    u: Tensor,
+    config: TrainConfig,
+    prediction_type: str,
+) -> Tensor:
+    """The loss of every clip, (B,), at given noise and times.
+
+    Args:
+        clean: the clips at stage k's size, (B, C, T, H, W).
+        coarse: the same at stage k + 1's; None for the coarsest.
+        noise: of `clean`'s shape.
+        u: where in the stage, in (0, 1), 0 the clean end: float64 (B,).
+
+    The others are `stage_loss`'s.
+    """
     t = pyramid.times(u, stage).to(clean.device, torch.float32)
     pair = pyramid.pair(clean, coarse, noise, stage)
     target = pair.target(t, prediction_type, per_stage=config.target == "per_stage")
     told = network_inputs(network_config, pyramid, stage)
     prediction = network(pair.at(t), t, **condition, **told, return_dict=False)[0]
     error = (prediction.float() - target).square().flatten(1).mean(1)
-    loss = (error * loss_weight(pyramid.schedule, t, config.loss_space)).mean()
-    tokens = clean[:, 0].numel() // math.prod(network_config.patch_size)
-    return StageLoss(loss, stage, tokens, gain)
+    return error * loss_weight(pyramid.schedule, t, config.loss_space)
 
 
 def loss_weight(schedule: Schedule, t: Tensor, space: str | None) -> Tensor | float:
@@ -128,12 +158,15 @@ def loss_weight(schedule: Schedule, t: Tensor, space: str | None) -> Tensor | fl
 
 
 def draw_noise(
-    clean: Tensor, captions: Sequence[Hashable], config: TrainConfig, generator: torch.Generator
+    clean: Tensor, captions: Sequence[Hashable], config: TrainConfig, generator: Generators
 ) -> tuple[Tensor, float]:
     """Noise for clips (B, ...), aligned as configured, and the share of distance that alignment removed."""
     if config.alignment == "none":
         return randn(clean.shape, generator, clean.device), 0.0
-    candidates = (config.knn_candidates,) if config.alignment == "knn" else ()
-    noise = randn((*candidates, *clean.shape), generator, clean.device)
+    if config.alignment == "knn":
+        batch, *rest = clean.shape
+        noise = randn((batch, config.knn_candidates, *rest), generator, clean.device).transpose(0, 1)
+    else:
+        noise = randn(clean.shape, generator, clean.device)
     aligned = align(clean, noise, config.alignment, captions if config.align_within_condition else None)
     return aligned.noise, aligned.reduction

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor
 
 from tpdiff.data import ClipDataset
 from tpdiff.models.conditioning import LabelCondition
@@ -26,6 +24,7 @@ from tpdiff.training.load_config import build_config, config_difference, dump_co
 from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate
 from tpdiff.training.progress import Recent, Report
+from tpdiff.training.randomness import micro_batch_generator, sample_generators
 from tpdiff.training.setup import (
     build_conditioner,
     check_folder,
@@ -142,9 +141,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(train, self.step, self.fraction)
         for micro, batch in enumerate(batches):
-            shared, own = self._generator("stage", micro), self._generator("noise", micro, everywhere=False)
+            shared = micro_batch_generator(self.config.seed, self.step, micro, train.accumulation)
+            own = sample_generators(self.config.seed, batch["index"])
             latents = self.latents.of_batch(batch)
-            prompts = [None if drop else c for c, drop in zip(batch["caption"], self._drops(own, latents), strict=True)]
+            prompts = self._prompts(batch["caption"], own)
             condition = self.conditioner.encode(prompts, self.device)
             stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
             if train.all_stages:
@@ -268,14 +268,10 @@ class Trainer:
             network.enable_gradient_checkpointing()
         return network
 
-    def _drops(self, generator: torch.Generator, latents: Tensor) -> list[bool]:
-        return (torch.rand(len(latents), generator=generator) < self.config.condition.dropout).tolist()
-
-    def _generator(self, purpose: str, micro: int, everywhere: bool = True) -> torch.Generator:
-        """Random numbers of one purpose at one step, the same on every process or one's own."""
-        rank = 0 if everywhere else self.accelerator.process_index
-        key = [self.config.seed, self.step, micro, rank, *purpose.encode()]
-        return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    def _prompts(self, captions: list[str], generators: list[torch.Generator]) -> list[str | None]:
+        """Captions, of which some are dropped to None."""
+        share, drawn = self.config.condition.dropout, [float(torch.rand((), generator=g)) for g in generators]
+        return [None if d < share else c for c, d in zip(captions, drawn, strict=True)]
 
     def _labels(self) -> list[str] | None:
         return self.conditioner.labels if isinstance(self.conditioner, LabelCondition) else None
