@@ -15,7 +15,7 @@ from rich.console import Console
 from tpdiff.data import write_video
 from tpdiff.evaluation.plots import smooth
 from tpdiff.evaluation.report import print_table, video_rows, write_report
-from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, StageView
+from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, ShippedClips, StageView
 
 EVIL = '<script>document.title="owned"</script> "onerror="alert(1) {{ 7 * 7 }} \'&'
 CAPTIONS = ["a ball falls", EVIL]
@@ -266,3 +266,16 @@ def test_a_browser_plays_it_without_complaint(html, tmp_path):
     # Under its own policy the page's script ran: it named the button and took the controls off the clips.
     clips = Page(strict.stdout).of("video")
     assert "Pause all clips" in strict.stdout and all("controls" not in attributes for attributes in clips)
+
+
+def test_shipped_clips_stand_beside_the_others_and_say_what_they_are(comparison, folder, tmp_path):
+    clips = ShippedClips("Shipped <b>vanilla</b>", "trained beforehand for 30 minutes", ["real/1.mp4"], CAPTIONS[:1])
+    whole = replace(comparison, shipped=[clips])
+    assert Comparison.load(whole.save(tmp_path / "comparison.json")) == whole
+    page = write_report(whole, folder, tmp_path / "report.html").read_text()
+    assert "Shipped &lt;b&gt;vanilla&lt;/b&gt;" in page and "trained beforehand for 30 minutes" in page
+    row = next(row for row in video_rows(whole) if row.caption == CAPTIONS[0])
+    assert row.videos[-1] == "real/1.mp4" and len(row.videos) == 2 + len(comparison.arms)
+    absent = replace(whole, shipped=[replace(clips, videos=["real/9.mp4"])])
+    with pytest.raises(FileNotFoundError, match=r"real/9\.mp4"):
+        write_report(absent, folder, tmp_path / "other.html")

@@ -13,12 +13,13 @@ from tpdiff.data import ClipDataset, record_doom, write_video
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
 from tpdiff.evaluation.latency import count_flops, measure
-from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, StageView
+from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, ShippedClips, StageView
 from tpdiff.evaluation.samples import frames_to_uint8, sampler
 from tpdiff.recipes import recipe_path
 from tpdiff.sampling.loop import Progress
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.steps import split_steps
+from tpdiff.shipped import card, shipped_models
 from tpdiff.training.config import Config
 from tpdiff.training.load_config import load_config
 from tpdiff.training.setup import open_dataset
@@ -76,6 +77,7 @@ def finish(out: Path, arms: Arms, command: str, say: Say, rounds: int = 3) -> Co
     say("timing both samplers in turn")
     latency = time_sampling({n: sampler(t) for n, t in trainers.items()}, captions, out, rounds)
     real = _real_clips(config, captions, out)
+    shipped = _shipped_clips(captions, out)
     return Comparison(
         title="Vanilla and temporal-pyramid video diffusion, trained for the same time",
         command=command,
@@ -98,6 +100,7 @@ def finish(out: Path, arms: Arms, command: str, say: Say, rounds: int = 3) -> Co
             "Losses of different stages measure different problems and cannot be compared with one another.",
             "Samples use the same seed for every caption and arm; nothing was selected.",
         ],
+        shipped=shipped,
     )
 
 
@@ -133,24 +136,50 @@ def time_sampling(
     ]
 
 
-def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> ArmResult:
-    """Sampled clips of one arm, and what the first of them looked like when each stage ended."""
-    pipeline = sampler(trainer)
-    folder = out / "samples" / name
+def _shipped_clips(captions: list[str], out: Path) -> list[ShippedClips]:
+    """What the models that come along make of the same captions and seeds."""
+    found = []
+    for name, folder in shipped_models().items():
+        pipeline, made = PyramidPipeline.from_pretrained(folder), card(folder)
+        if not set(captions) <= set(pipeline.config.labels or ()):
+            continue  # another scene was recorded than they know
+        paths = _sample_to(pipeline, captions, out / "samples" / name)
+        found.append(
+            ShippedClips(
+                label=f"{made['label']}, shipped",
+                made=f"not trained here: {made['summary']}",
+                videos=[str(p.relative_to(out)) for p in paths],
+                captions=captions,
+            )
+        )
+    return found
+
+
+def _sample_to(
+    pipeline: PyramidPipeline, captions: list[str], folder: Path, callback: Callable[[Progress], None] | None = None
+) -> list[Path]:
+    """One clip a caption, seeds 0, 1, ..., as numbered mp4s."""
     folder.mkdir(parents=True, exist_ok=True)
-    ends: list[Progress] = []
     videos = pipeline(
         captions,
         steps=STEPS,
         guidance_scale=GUIDANCE,
         generator=[torch.Generator().manual_seed(i) for i in range(len(captions))],
         output_type="pt",
-        callback=lambda p: ends.append(p) if p.ends_stage else None,
+        callback=callback,
     ).frames
-    fps = pipeline.config.fps
     paths = [folder / f"{i}.mp4" for i in range(len(captions))]
     for path, frames in zip(paths, videos, strict=True):
-        write_video(path, _to_uint8(frames), fps)
+        write_video(path, _to_uint8(frames), pipeline.config.fps)
+    return paths
+
+
+def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> ArmResult:
+    """Sampled clips of one arm, and what the first of them looked like when each stage ended."""
+    pipeline = sampler(trainer)
+    folder = out / "samples" / name
+    ends: list[Progress] = []
+    paths = _sample_to(pipeline, captions, folder, lambda p: ends.append(p) if p.ends_stage else None)
     views = [_stage_view(pipeline, end, folder, out) for end in ends] if len(ends) > 1 else []
     every = max(1, len(trainer.losses) // POINTS)
     return ArmResult(

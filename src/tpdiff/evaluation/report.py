@@ -66,7 +66,8 @@ def write_report(comparison: Comparison, folder: str | Path, out: str | Path) ->
     page = _environment(Path(folder)).get_template("report.html")
     html = page.render(
         c=comparison,
-        columns=(["Real"] if comparison.real else []) + [arm.label for arm in comparison.arms],
+        columns=(["Real"] if comparison.real else [])
+        + [side.label for side in (*comparison.arms, *comparison.shipped)],
         rows=video_rows(comparison),
         panels=[(panel.title, panel.description, Markup(panel.svg)) for panel in loss_panels(comparison.arms)],
         standings=standings(comparison.latency),
@@ -83,7 +84,7 @@ def write_report(comparison: Comparison, folder: str | Path, out: str | Path) ->
 def video_rows(comparison: Comparison) -> list[VideoRow]:
     """Real clips and every arm's, side by side by caption; the n-th of a caption stands beside the n-th of it."""
     columns = [(comparison.real, comparison.real_captions)] if comparison.real else []
-    columns += [(arm.videos, arm.captions) for arm in comparison.arms]
+    columns += [(side.videos, side.captions) for side in (*comparison.arms, *comparison.shipped)]
     table: dict[tuple[str, int], list[str | None]] = {}
     for index, (videos, captions) in enumerate(columns):
         seen: dict[str, int] = {}
@@ -170,7 +171,7 @@ def _video_paths(comparison: Comparison) -> list[str]:
     paths = list(comparison.real)
     for arm in comparison.arms:
         paths += arm.videos + [view.video for view in arm.stages]
-    return paths
+    return paths + [path for clips in comparison.shipped for path in clips.videos]
 
 
 def _check_video(folder: Path, path: str) -> None:

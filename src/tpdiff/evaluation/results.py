@@ -108,6 +108,23 @@ class LatencyRow:
 
 
 @dataclass(frozen=True)
+class ShippedClips:
+    """Samples of a model that was trained beforehand and comes with the package.
+
+    Attributes:
+        label: the name a reader sees, which says that it was not trained here.
+        made: how it was trained, in a line.
+        videos: mp4s, relative to the comparison's folder.
+        captions: the caption of each of `videos`.
+    """
+
+    label: str
+    made: str
+    videos: list[str]
+    captions: list[str]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All that a report shows. Paths in it are relative to the folder it is saved in.
 
@@ -124,6 +141,7 @@ class Comparison:
         latency: sampling times, the base method first.
         notes: sentences for the reader.
         summary: one sentence of explanation under the title; empty: a general one.
+        shipped: clips of models trained beforehand, to stand beside the others.
     """
 
     title: str
@@ -138,6 +156,7 @@ class Comparison:
     latency: list[LatencyRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     summary: str = ""
+    shipped: list[ShippedClips] = field(default_factory=list)
 
     def save(self, path: str | Path) -> Path:
         """Write it as JSON, whole or not at all, making the folder where needed. Returns the path.
@@ -171,7 +190,8 @@ class Comparison:
         """The comparison of `dataclasses.asdict`."""
         arms = [_arm(arm) for arm in values.get("arms", [])]
         latency = [LatencyRow(**row) for row in values.get("latency", [])]
-        return cls(**{**values, "arms": arms, "latency": latency})
+        shipped = [ShippedClips(**clips) for clips in values.get("shipped", [])]
+        return cls(**{**values, "arms": arms, "latency": latency, "shipped": shipped})
 
 
 def _arm(values: dict[str, Any]) -> ArmResult:
