@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from tpdiff.cli import data, demo, sample, train
+from tpdiff.cli import data, demo, evaluate, sample, train
 
 app = typer.Typer(
     name="tpdiff",
@@ -17,6 +17,7 @@ app.add_typer(data.app, name="data", help="Make or check a folder of captioned v
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
+app.command("eval")(evaluate.evaluate)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,159 @@
+"""`tpdiff eval`: how near made clips are to real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tpdiff.cli.data import parse_size
+from tpdiff.cli.quiet import quiet
+from tpdiff.cli.sample import _steps
+
+if TYPE_CHECKING:
+    from tpdiff.data.clips import Geometry
+    from tpdiff.evaluation.quality import Quality
+
+ALL = "all"
+
+
+def evaluate(
+    real: Annotated[Path, typer.Argument(help="A dataset folder with a training and a test split.")],
+    made: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint, a pipeline, or a folder of videos.")],
+    clips: Annotated[int | None, typer.Option(min=2, help="Real and made clips; all there are if not given.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the real clips; 'all' divides all videos into halves.")] = "test",
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of clips, the first sample and the intervals.")] = 0,
+    features: Annotated[Path | None, typer.Option(help="An I3D file (TorchScript): the distance is then FVD.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a clip; as the model or the videos have.")] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as the model or the videos have.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second; as the model, else each file's own.")] = None,
+    resize: Annotated[str | None, typer.Option(help="crop or stretch; as the model, else crop.")] = None,
+    steps: Annotated[str, typer.Option(help="Sampling steps: a total, or one count a stage (10,10,10).")] = "30",
+    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance of samples; 1 is none.")] = 1.0,
+    solver: Annotated[str, typer.Option(help="euler, ddim or heun.")] = "euler",
+    batch: Annotated[int, typer.Option(min=1, help="Clips sampled at a time.")] = 16,
+    rounds: Annotated[int, typer.Option(min=10, help="Of the bootstrap.")] = 1000,
+    cache_dir: Annotated[Path | None, typer.Option(help="Where features are kept; ~/.cache/tpdiff.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Fréchet and kernel distance of made clips to real ones, with a real-against-real floor and the protocol."""
+    quiet()
+    from tpdiff.evaluation import made as making
+    from tpdiff.evaluation.quality import evaluate as measure
+    from tpdiff.metrics import Reference, open_features
+
+    counts = _steps(steps)
+    sampled = making.is_model(made)
+    geometry = making.model_geometry(made) if sampled else making.folder_geometry(made)
+    geometry = _override(geometry, frames, size, fps, resize)
+    ours = None if sampled else making.folder_clips(made, geometry, clips, seed)
+    chosen = open_features(features, device)
+    place = cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tpdiff"
+    with _progress() as bar:
+        reference = Reference.fit(
+            real,
+            **geometry._asdict(),
+            clips=clips,
+            seed=seed,
+            split=None if split == ALL else split,
+            fit_split=None if split == ALL else "train",
+            cache_dir=place,
+            features=chosen,
+            progress=bar("real clips"),
+        )
+        if ours is None:
+            ours = making.model_clips(
+                made,
+                geometry,
+                reference.clips,
+                clips,
+                steps=counts,
+                guidance_scale=guidance_scale,
+                solver=solver,
+                batch=batch,
+                seed=seed,
+                device=device,
+            )
+        quality = measure(reference, ours, place, rounds=rounds, seed=seed, progress=bar("made clips"))
+    figures = {"real": str(real), "made": str(made)} | quality.as_dict()
+    text = json.dumps(figures, indent=2, ensure_ascii=False)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = out.with_name(f".{out.name}.part")
+        aside.write_text(text + "\n", encoding="utf-8")
+        os.replace(aside, out)
+    if as_json:
+        print(text)
+    else:
+        _tell(quality, made)
+
+
+def _override(
+    geometry: Geometry, frames: int | None, size: str | None, fps: float | None, resize: str | None
+) -> Geometry:
+    given: dict[str, Any] = {"frames": frames, "fps": fps, "resize": resize}
+    if size is not None:
+        given["height"], given["width"] = parse_size(size)
+    geometry = geometry._replace(**{key: value for key, value in given.items() if value is not None})
+    geometry.check()
+    return geometry
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Bars on standard error, shown while something is under way."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+
+        def bar(name: str) -> Callable[[int, int], None]:
+            task = shown.add_task(name, total=None)
+            return lambda done, total: shown.update(task, completed=done, total=total)
+
+        yield bar
+
+
+def _tell(quality: Quality, made: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    distance, name = quality.distance, quality.distance_name.replace("_", " ")
+    table = Table(title=f"{made}: {quality.clips} clips against {quality.real_clips} real ones", title_justify="left")
+    for column in ("", "made", "95 %", "real"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row(
+        name, f"{distance.value:.4g}", f"{distance.low:.4g} ... {distance.high:.4g}", f"{quality.floor:.4g} (floor)"
+    )
+    table.add_row("kernel distance", f"{quality.kernel_distance:.4g}", "", f"{quality.kernel_floor:.4g} (floor)")
+    for key, means in quality.figures.items():
+        table.add_row(key.replace("_", " "), f"{means['made']:.4g}", "", f"{means['real']:.4g}")
+    console.print(table)
+    console.print(
+        f"floor: the same distance of {quality.floor_clips} real clips of the training split that the features were "
+        "not fitted on",
+        soft_wrap=True,
+    )
+    for line in _protocol_lines(quality.protocol):
+        console.print(line, soft_wrap=True, highlight=False)
+    if quality.warning:
+        print(f"warning: {quality.warning}", file=sys.stderr)
+
+
+def _protocol_lines(protocol: dict[str, Any]) -> Iterator[str]:
+    """The protocol, a line an entry."""
+    yield "protocol"
+    for key, value in protocol.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {entry}" for name, entry in value.items())
+        yield f"  {key}: {value}"

@@ -1,0 +1,165 @@
+"""How good made clips are: distances to real clips with their floor, and what single clips show, beside the same of
+real ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpdiff import __version__
+from tpdiff.evaluation.made import Made
+from tpdiff.metrics import Interval, Reference, frechet_interval, kernel_distance
+from tpdiff.metrics.clips import clips_digest, load_clips
+from tpdiff.metrics.rows import Progress, stored_rows
+
+ROUNDS = 1000
+FEWEST_DEMO, FEWEST_CLAIM = 256, 2048
+REAL_PART = 16  # real clips in memory at a time
+FIGURES: dict[str, Any] = {}  # name -> function of one clip, uint8 (3, T, H, W), to a number
+FIGURES_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Quality:
+    """An evaluation.
+
+    Attributes:
+        distance_name: "FVD" for I3D features, else "frechet_distance".
+        distance: with its 95 % bootstrap interval.
+        floor: the same distance of so many real clips of the training split (`Reference.floor_at`).
+        floor_clips: how many these were: fewer than made clips where the training split has no more.
+        kernel_distance: unbiased; may be below 0.
+        kernel_floor: of the same clips as `floor`.
+        clips: made clips; `real_clips` real ones.
+        figures: name -> {"real": mean, "made": mean} of what single clips show.
+        warning: what the number of clips does not allow; None: nothing.
+        protocol: what the figures must be quoted with.
+    """
+
+    distance_name: str
+    distance: Interval
+    floor: float
+    floor_clips: int
+    kernel_distance: float
+    kernel_floor: float
+    clips: int
+    real_clips: int
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    warning: str | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; the distance stands under its name."""
+        values = asdict(self)
+        name = values.pop("distance_name")
+        return {name: values.pop("distance")} | values
+
+
+def evaluate(
+    reference: Reference,
+    made: Made,
+    cache_dir: str | Path,
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Quality:
+    """Measure made clips against real ones. Memory does not grow with their number.
+
+    The figures of each batch are kept in `cache_dir` as they come, so that an evaluation that was interrupted goes on
+    and one that is repeated samples nothing anew.
+
+    Args:
+        reference: the real clips.
+        made: the made ones.
+        cache_dir: where figures are kept.
+        rounds: of the bootstrap.
+        seed: of the bootstrap.
+        progress: called with (clips done, clips in all).
+
+    Raises:
+        ValueError: fewer than two made clips, or clips of another geometry than the real ones.
+    """
+    if made.count < 2:
+        raise ValueError(f"{made.count} clip was made; a distance needs at least 2")
+    names = list(FIGURES)
+
+    def measure_made(first: int, last: int) -> np.ndarray:
+        videos = made.load(first, last)
+        return np.concatenate([reference.project(videos), clip_figures(videos)], axis=1)
+
+    def measure_real(first: int, last: int) -> np.ndarray:
+        return clip_figures(load_clips(reference.clips[first:last], reference.geometry))
+
+    place = Path(cache_dir)
+    made_rows = _gather(place / _key("made", reference, made.source), made.count, made.part, measure_made, progress)
+    features, shown = np.split(made_rows, [reference.real.shape[1]], axis=1)
+    figures = {}
+    if names:
+        key = _key("figures", reference, {"real": clips_digest(reference.clips)})
+        real_rows = _gather(place / key, len(reference.clips), REAL_PART, measure_real, None)
+        means = zip(names, real_rows.mean(axis=0).tolist(), shown.mean(axis=0).tolist(), strict=True)
+        figures = {name: {"real": real, "made": ours} for name, real, ours in means}
+    floor_clips = min(made.count, len(reference.held))
+    return Quality(
+        distance_name=reference.features.distance,
+        distance=frechet_interval(reference.real, features, rounds, seed),
+        floor=reference.floor_at(made.count),
+        floor_clips=floor_clips,
+        kernel_distance=kernel_distance(reference.real, features),
+        kernel_floor=kernel_distance(reference.real, reference.held[:floor_clips]),
+        clips=made.count,
+        real_clips=len(reference.real),
+        figures=figures,
+        warning=too_few(min(made.count, len(reference.real))),
+        protocol=reference.protocol
+        | {
+            "made": made.source | {"clips": made.count},
+            "interval": {"method": "bootstrap over real and made clips, centred percentiles, 95 %", "rounds": rounds},
+            "software": {"tpdiff": __version__, "torch": torch.__version__},
+        },
+    )
+
+
+def clip_figures(videos: Tensor) -> np.ndarray:
+    """uint8 (B, 3, T, H, W) -> float64 (B, number of `FIGURES`): a clip's row depends on that clip alone."""
+    rows = [[float(figure(clip)) for figure in FIGURES.values()] for clip in videos]
+    return np.array(rows, dtype=np.float64).reshape(len(videos), len(FIGURES))
+
+
+def too_few(clips: int) -> str | None:
+    """What so many clips do not allow, in words."""
+    if clips < FEWEST_DEMO:
+        return (
+            f"{clips} clips are too few even for the demo ({FEWEST_DEMO} are the least): the figures show little more "
+            "than chance"
+        )
+    if clips < FEWEST_CLAIM:
+        return f"{clips} clips are too few for a claim ({FEWEST_CLAIM} are the least)"
+    return None
+
+
+def _gather(folder: Path, count: int, part: int, measure: Any, progress: Progress | None) -> np.ndarray:
+    parts: Sequence[np.ndarray] = list(stored_rows(folder, count, part, measure, progress))
+    return np.concatenate(parts).astype(np.float64)
+
+
+def _key(kind: str, reference: Reference, source: dict[str, Any]) -> str:
+    """A name made of everything that rows depend on."""
+    values = {
+        "source": source,
+        "geometry": reference.geometry._asdict(),
+        "features": reference.protocol["features"],
+        "fit": reference.protocol["fit"],
+        "figures": [*FIGURES, FIGURES_VERSION],
+    }
+    return f"{kind}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]}"
