@@ -33,18 +33,19 @@ def load_autoencoder(folder: str) -> nn.Module:
 
 def small_autoencoder(
     latent_channels: int, base_dim: int, dim_mult: Sequence[int], num_res_blocks: int, patch_size: int
-) -> AutoencoderKLWan:
+) -> nn.Module:
     """An untrained video autoencoder, causal in time (1 + 4n frames become 1 + n), latents not yet normalised.
 
     Patches of `patch_size`² pixels are its channels; both sides are halved between the levels of `dim_mult`
-    (widths in multiples of `base_dim`), and time is halved with the last two of these.
+    (widths in multiples of `base_dim`), and time is halved with the last two of these. The posterior begins narrow
+    (σ = e^-3), so that its noise does not drown latents that still say little.
 
     Raises:
         ValueError: widths that its shortcuts, which average or repeat channels, cannot join.
     """
     halvings, channels = len(dim_mult) - 1, 3 * patch_size**2
     try:
-        return AutoencoderKLWan(
+        vae: Any = AutoencoderKLWan(
             base_dim=base_dim,
             z_dim=latent_channels,
             dim_mult=list(dim_mult),
@@ -64,6 +65,9 @@ def small_autoencoder(
             f"dim_mult {list(dim_mult)}: widths are joined by averaging or repeating channels, so that neighbours must "
             f"divide and the last two agree; nearest sure choice: {near}"
         ) from error
+    with torch.no_grad():
+        vae.quant_conv.bias[latent_channels:] = -6.0
+    return vae
 
 
 _FRAMES, _SIDE = 16, 64  # of a probe, the first frame apart: any compression divides them

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tpdiff.data import ClipDataset, to_float
 from tpdiff.data.stream import generator_for
@@ -71,8 +71,7 @@ class AutoencoderTrainer:
         self.dataset = open_clips(config.data, config.seed, require_captions=False)
         self.held_out = self._open_held_out()
         torch.manual_seed(config.seed)
-        network: Any = small_autoencoder(**config.autoencoder.model_dump())
-        self.network: nn.Module = network.to(self.device)
+        self.network = small_autoencoder(**config.autoencoder.model_dump()).to(self.device)
         self.ema = EMA(self.network, config.train.ema_decay)
         self.optimizer = build_optimizer(self.network, config.train)
         self.step, self.seconds = 0, 0.0
