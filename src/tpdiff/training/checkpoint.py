@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,16 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `pack_optimizer` took, each moment on its parameter's device."""
+    """Put back what `pack_optimizer` took, each moment on its parameter's device (the count of steps only for those
+    algorithms that keep it there).
+    """
+    together = {p for group in optimizer.param_groups for p in group["params"] if _counts_on_device(group)}
     for name, p in network.named_parameters():
         prefix = f"optimizer.{name}."
         moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        optimizer.state[p] = {m: v if m == "step" else v.to(p.device) for m, v in moments.items() if "." not in m}
+        optimizer.state[p] = {
+            m: v if m == "step" and p not in together else v.to(p.device) for m, v in moments.items() if "." not in m
+        }
 
 
 def write_checkpoint(folder: Path, pipeline: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -84,9 +89,31 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def drop_old_checkpoints(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
+    """Remove all but the newest `keep` checkpoints; a name goes before what it holds."""
     for folder in checkpoints(run)[:-keep]:
-        shutil.rmtree(folder)
+        dropped = folder.with_name(f".{folder.name}.dropped")
+        os.replace(folder, dropped)
+        shutil.rmtree(dropped, ignore_errors=True)
+
+
+def mend(run: Path) -> None:
+    """Clear away what a killed process left: a checkpoint about to be replaced gets its name back, pieces go."""
+    hidden = list((run / "checkpoints").glob(".step-*"))
+    for before in (p for p in hidden if p.suffix == ".before"):
+        folder = before.with_name(before.name.removeprefix(".").removesuffix(".before"))
+        with suppress(OSError):  # another process of this run was faster
+            if not folder.exists():
+                os.replace(before, folder)
+    for piece in (p for p in hidden if p.suffix in (".partial", ".before", ".dropped")):
+        shutil.rmtree(piece, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text)
+    _flush(aside)
+    os.replace(aside, path)
 
 
 @contextmanager
@@ -107,7 +134,8 @@ def _whole_folder(folder: Path, what: str) -> Iterator[Path]:
             os.replace(folder, before)
         os.replace(aside, folder)
         shutil.rmtree(before, ignore_errors=True)
-        _flush(folder.parent)
+        for parent in (folder.parent, folder.parent.parent):
+            _flush(parent)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
         if before.exists() and not folder.exists():
@@ -121,3 +149,7 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _counts_on_device(group: Mapping[str, Any]) -> bool:
+    return bool(group.get("fused") or group.get("capturable"))

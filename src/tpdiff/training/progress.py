@@ -3,9 +3,9 @@
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
@@ -75,6 +75,17 @@ class Recent:
             self.gains.append(gain)
         self.tokens += tokens
         self.seconds += seconds
+
+    def pack(self) -> dict[str, Any]:
+        """The sums as JSON values, so that a resumed run's next report is that of the run that was not cut."""
+        losses = {str(k): v for k, v in self.losses.items()}
+        return {"losses": losses, "gains": self.gains, "tokens": self.tokens, "seconds": self.seconds}
+
+    def unpack(self, values: Mapping[str, Any]) -> None:
+        """Put back what `pack` took."""
+        self.losses.update({int(k): list(v) for k, v in values["losses"].items()})
+        self.gains = list(values["gains"])
+        self.tokens, self.seconds = values["tokens"], values["seconds"]
 
     def mean_gain(self) -> float:
         return sum(self.gains) / len(self.gains)

@@ -1,11 +1,8 @@
 """What a run needs before its first step, and everything that can be refused by then."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-from accelerate.tracking import get_available_trackers
 
 from tpdiff.data import ClipDataset
 from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition, TextCondition
@@ -63,24 +60,14 @@ def frame_rate(dataset: ClipDataset) -> float:
     return float(median(rates)) if rates else 8.0
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that are unknown or not installed; accelerate would pass over the latter in silence.
-
-    Raises:
-        ValueError: naming the tracker and those that can be had.
-    """
-    available = sorted(str(tracker.value) for tracker in get_available_trackers())
-    for name in names:
-        if name not in available:
-            raise ValueError(f"log.trackers: {name!r} is unknown or not installed; installed: {', '.join(available)}")
-
-
 def check_folder(out: Path, config: Section, resume: bool) -> Path | None:
     """The checkpoint to resume from; None for a new run, or one that was ended before its first checkpoint.
 
     Raises:
         ValueError: a folder in use without resume, or resume without a checkpoint.
     """
+    if resume:
+        ckpt.mend(out)
     found = ckpt.checkpoints(out)
     begun = (out / "config.yaml").exists()
     if resume and not found and not begun:

@@ -20,20 +20,14 @@ from tpdiff.training.batches import open_batches
 from tpdiff.training.config import Config
 from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
-from tpdiff.training.load_config import build_config, config_difference, dump_config, flatten
+from tpdiff.training.load_config import dump_config
 from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate
 from tpdiff.training.progress import Recent, Report
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
-from tpdiff.training.setup import (
-    build_conditioner,
-    check_folder,
-    check_sizes,
-    check_trackers,
-    frame_rate,
-    may_change,
-    open_dataset,
-)
+from tpdiff.training.setup import build_conditioner, check_folder, check_sizes, frame_rate, open_dataset
+from tpdiff.training.state import capture, restore
+from tpdiff.training.trackers import check_trackers, start_trackers
 
 
 class Trainer:
@@ -79,16 +73,15 @@ class Trainer:
         self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
         self.step, self.seconds, self.tokens = 0, 0.0, 0
         self.losses: list[tuple[float, int, int, float]] = []  # (seconds, step, stage, loss)
-        self.stop_requested = False
+        self.recent = Recent()
+        self.stop_requested = self._stop_agreed = False
         self._stream: Iterator[dict[str, Any]] | None = None
         if found is not None:
-            self._restore(found)
+            restore(self, found)
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "config.yaml").write_text(dump_config(config))
-        if config.log.trackers:
-            scalars = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flatten(config.model_dump())}
-            self.accelerator.init_trackers("tpdiff", config=scalars)
+            ckpt.write_whole(self.out / "config.yaml", dump_config(config))
+        start_trackers(self.accelerator, config, self.step, resume)
 
     # Running
 
@@ -111,8 +104,8 @@ class Trainer:
         A step counts from the asking for its clips; checkpoints, reports and the start of the workers do not count.
         """
         self._open_stream()
-        until, log, recent = self.seconds + seconds, self.config.log, Recent()
-        while not self.done and self.seconds < until and not self.stop_requested:
+        until, log = self.seconds + seconds, self.config.log
+        while not self.done and self.seconds < until and not self._stopping:
             started = time.perf_counter()
             batches = [self._next_batch() for _ in range(self.config.train.accumulation)]
             parts = self.train_step(batches)
@@ -124,10 +117,9 @@ class Trainer:
             self.tokens += sum(p.tokens for p in parts) * self.accelerator.num_processes
             values = [(p.stage, float(p.loss), p.alignment_gain) for p in parts]
             self.losses += [(self.seconds, self.step, stage, loss) for stage, loss, _ in values]
-            recent.add(values, sum(p.tokens for p in parts) * self.accelerator.num_processes, elapsed)
+            self.recent.add(values, sum(p.tokens for p in parts) * self.accelerator.num_processes, elapsed)
             if self.step % log.every_steps == 0 or self.done:
-                self._report(recent, report)
-                recent = Recent()
+                self._report(report)
             if log.checkpoint_every_steps and self.step % log.checkpoint_every_steps == 0 and not self.done:
                 self.save()
 
@@ -188,10 +180,15 @@ class Trainer:
             latent_ratio=self.latents.ratio,
             latent_scale=self.config.model.latent_scale,
             fps=data.fps or frame_rate(self.dataset),
-            labels=self._labels(),
+            labels=self.labels,
             text_source=condition.encoder if condition.kind == "text" else None,
             max_text_length=condition.max_length,
         )
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Captions in class order, for a label condition."""
+        return self.conditioner.labels if isinstance(self.conditioner, LabelCondition) else None
 
     def save(self) -> Path:
         """Write a checkpoint of this moment; returns its folder. Collective: every process calls it.
@@ -201,20 +198,7 @@ class Trainer:
         """
         folder = self.out / "checkpoints" / f"step-{self.step:08d}"
         if self.accelerator.is_main_process:
-            weights = {f"network.{n}": t for n, t in self.network.state_dict().items()}
-            average = {f"ema.{n}": t for n, t in self.ema.network.state_dict().items()}
-            moments = ckpt.pack_optimizer(self.optimizer, self.network)
-            state = {
-                "step": self.step,
-                "seconds": self.seconds,
-                "tokens": self.tokens,
-                "ema_updates": self.ema.updates,
-                "losses": self.losses,
-                "captions": self._labels(),
-                "autoencoder": self.latents.identity,
-                "config": self.config.model_dump(mode="json"),
-            }
-            ckpt.write_checkpoint(folder, self.pipeline(), {**weights, **average, **moments}, state)
+            ckpt.write_checkpoint(folder, self.pipeline(), *capture(self))
             ckpt.drop_old_checkpoints(self.out, self.config.log.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         return folder
@@ -238,23 +222,6 @@ class Trainer:
 
     # Inside
 
-    def _restore(self, folder: Path) -> None:
-        tensors, state = ckpt.read_checkpoint(folder)
-        before = build_config(state["config"])
-        difference = [d for d in config_difference(before, self.config) if not may_change(d)]
-        if difference:
-            raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
-        if state.get("captions", self._labels()) != self._labels():
-            raise ValueError(f"{folder} was trained with other captions as classes than {self.config.data.path} has")
-        if state.get("autoencoder", self.latents.identity) != self.latents.identity:
-            raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")
-        for prefix, network in (("network.", self.network), ("ema.", self.ema.network)):
-            network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-        ckpt.unpack_optimizer(self.optimizer, self.network, tensors)
-        self.step, self.seconds, self.tokens = state["step"], state["seconds"], state["tokens"]
-        self.ema.updates = state["ema_updates"]
-        self.losses = [tuple(point) for point in state["losses"]]
-
     def _build_network(self) -> VideoDiT:
         model = self.config.model
         network = VideoDiT(
@@ -273,12 +240,14 @@ class Trainer:
         share, drawn = self.config.condition.dropout, [float(torch.rand((), generator=g)) for g in generators]
         return [None if d < share else c for c, d in zip(captions, drawn, strict=True)]
 
-    def _labels(self) -> list[str] | None:
-        return self.conditioner.labels if isinstance(self.conditioner, LabelCondition) else None
-
     def _sync(self, now: bool) -> Any:
         """Gradients are exchanged with the last backward pass of a step only."""
         return torch.enable_grad() if now else self.accelerator.no_sync(self.wrapped)
+
+    @property
+    def _stopping(self) -> bool:
+        """Whether to stop now; of several processes all say the same."""
+        return self.stop_requested if self.accelerator.num_processes == 1 else self._stop_agreed
 
     def _agree(self, elapsed: float) -> float:
         """The mean time of a step over all processes, so that all end together; a stop asked of one stops all."""
@@ -286,7 +255,7 @@ class Trainer:
             return elapsed
         told = torch.tensor([elapsed, float(self.stop_requested)], dtype=torch.float64, device=self.device)
         told = self.accelerator.reduce(told, "sum")
-        self.stop_requested = bool(told[1])
+        self._stop_agreed = self.stop_requested = bool(told[1])
         return float(told[0]) / self.accelerator.num_processes
 
     def _open_stream(self) -> None:
@@ -301,7 +270,8 @@ class Trainer:
         assert self._stream is not None
         return next(self._stream)
 
-    def _report(self, recent: Recent, report: Report | None) -> None:
+    def _report(self, report: Report | None) -> None:
+        recent, self.recent = self.recent, Recent()
         status = recent.status(self.step, self.seconds, self.fraction)
         values = {
             "loss": status.loss,

@@ -1,0 +1,77 @@
+"""A run as tensors and JSON values, and back: what makes a resumed run the same run.
+
+Random numbers are not among them: they are keyed (`tpdiff.training.randomness`), as is the place in the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tpdiff.training import checkpoint as ckpt
+from tpdiff.training.load_config import build_config, config_difference
+from tpdiff.training.setup import may_change
+
+if TYPE_CHECKING:
+    from tpdiff.training.trainer import Trainer
+
+
+def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, JSON values) of this moment.
+
+    The tensors: weights, averages, moments, and "losses", float64 (N, 4) of (seconds, step, stage, loss).
+    """
+    tensors = {f"network.{n}": t for n, t in trainer.network.state_dict().items()}
+    tensors |= {f"ema.{n}": t for n, t in trainer.ema.network.state_dict().items()}
+    tensors |= ckpt.pack_optimizer(trainer.optimizer, trainer.network)
+    tensors["losses"] = torch.tensor(trainer.losses, dtype=torch.float64).reshape(-1, 4)
+    scaler = trainer.accelerator.scaler
+    return tensors, {
+        "step": trainer.step,
+        "seconds": trainer.seconds,
+        "tokens": trainer.tokens,
+        "ema_updates": trainer.ema.updates,
+        "recent": trainer.recent.pack(),
+        "gradient_scaler": None if scaler is None else scaler.state_dict(),
+        "captions": trainer.labels,
+        "autoencoder": trainer.latents.identity,
+        "config": trainer.config.model_dump(mode="json"),
+    }
+
+
+def restore(trainer: Trainer, folder: Path) -> None:
+    """Make a new trainer the one that wrote the checkpoint `folder`.
+
+    Raises:
+        ValueError: it cannot be read, or is of another configuration (naming every key that differs), other captions
+            or another autoencoder.
+    """
+    tensors, state = ckpt.read_checkpoint(folder)
+    if "losses" not in tensors:
+        raise ValueError(f"{folder} is not a training checkpoint that can be resumed: it holds no losses")
+    _check_same(trainer, folder, state)
+    for prefix, network in (("network.", trainer.network), ("ema.", trainer.ema.network)):
+        network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    ckpt.unpack_optimizer(trainer.optimizer, trainer.network, tensors)
+    trainer.step, trainer.seconds, trainer.tokens = state["step"], state["seconds"], state["tokens"]
+    trainer.ema.updates = state["ema_updates"]
+    trainer.recent.unpack(state["recent"])
+    trainer.losses = [(s, int(step), int(k), loss) for s, step, k, loss in tensors["losses"].tolist()]
+    if trainer.accelerator.scaler is not None and state["gradient_scaler"] is not None:
+        trainer.accelerator.scaler.load_state_dict(state["gradient_scaler"])
+
+
+def _check_same(trainer: Trainer, folder: Path, state: Mapping[str, Any]) -> None:
+    before = build_config(state["config"])
+    difference = [d for d in config_difference(before, trainer.config) if not may_change(d)]
+    if difference:
+        raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
+    if state["captions"] != trainer.labels:
+        path = trainer.config.data.path
+        raise ValueError(f"{folder} was trained with other captions as classes than {path} has")
+    if state["autoencoder"] != trainer.latents.identity:
+        raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")
