@@ -21,7 +21,7 @@ from rich.text import Text
 
 from tpdiff.evaluation.latency import Standing, standings
 from tpdiff.evaluation.plots import loss_panels
-from tpdiff.evaluation.results import ArmResult, Comparison
+from tpdiff.evaluation.results import ArmResult, Comparison, ShippedClips
 
 _TYPES = {".mp4": "video/mp4", ".webm": "video/webm"}
 _MISSING = "—"
@@ -66,8 +66,7 @@ def write_report(comparison: Comparison, folder: str | Path, out: str | Path) ->
     page = _environment(Path(folder)).get_template("report.html")
     html = page.render(
         c=comparison,
-        columns=(["Real"] if comparison.real else [])
-        + [side.label for side in (*comparison.arms, *comparison.shipped)],
+        columns=(["Real"] if comparison.real else []) + [side.label for side in _sides(comparison)],
         rows=video_rows(comparison),
         panels=[(panel.title, panel.description, Markup(panel.svg)) for panel in loss_panels(comparison.arms)],
         standings=standings(comparison.latency),
@@ -84,7 +83,7 @@ def write_report(comparison: Comparison, folder: str | Path, out: str | Path) ->
 def video_rows(comparison: Comparison) -> list[VideoRow]:
     """Real clips and every arm's, side by side by caption; the n-th of a caption stands beside the n-th of it."""
     columns = [(comparison.real, comparison.real_captions)] if comparison.real else []
-    columns += [(side.videos, side.captions) for side in (*comparison.arms, *comparison.shipped)]
+    columns += [(side.videos, side.captions) for side in _sides(comparison)]
     table: dict[tuple[str, int], list[str | None]] = {}
     for index, (videos, captions) in enumerate(columns):
         seen: dict[str, int] = {}
@@ -93,6 +92,10 @@ def video_rows(comparison: Comparison) -> list[VideoRow]:
             seen[caption] = key[1] + 1
             table.setdefault(key, [None] * len(columns))[index] = video
     return [VideoRow(caption, videos) for (caption, _), videos in table.items()]
+
+
+def _sides(comparison: Comparison) -> list[ArmResult | ShippedClips]:
+    return [*comparison.arms, *comparison.shipped]
 
 
 def config_rows(arms: Sequence[ArmResult]) -> list[ConfigRow]:

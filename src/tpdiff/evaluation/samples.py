@@ -52,7 +52,7 @@ def sampled_clips(
             generator=[torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))],
             output_type="pt",
         ).frames
-        yield frames_to_uint8(videos).transpose(1, 2).contiguous()
+        yield frames_to_uint8(torch.as_tensor(videos)).transpose(1, 2).contiguous()
 
 
 def frames_to_uint8(frames: Tensor) -> Tensor:

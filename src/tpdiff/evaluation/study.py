@@ -1,0 +1,130 @@
+"""A comparison of training methods, as a file: which arms, for how long, judged how."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from tpdiff.data import record_doom, render_digits
+from tpdiff.recipes import recipe_path
+from tpdiff.training.config import Config, Section
+from tpdiff.training.load_config import load_config
+
+LONGEST_SLICE = 20.0
+
+
+class StudyData(Section):
+    """The set that is made for the study: `tpdiff data doom` or `tpdiff data digits`, half of it held out."""
+
+    kind: Literal["doom", "digits"] = "doom"
+    scenario: str = "basic"
+    clips: int = Field(4096, ge=4)
+    frames: int = Field(33, ge=1)
+    size: tuple[int, int] = (32, 48)
+    seed: int = Field(0, ge=0)
+
+
+class Study(Section):
+    """Arms that share a recipe, a machine and a clock.
+
+    Attributes:
+        name: of its folders.
+        title: of its page.
+        recipe: the recipe all arms share, by name.
+        overrides: changes for all arms, `section.key=value`.
+        data: the set.
+        arms: changes of each arm; the first is what the others are compared with.
+        learning_rates: each arm is tried with each of them, and keeps the one with the smallest distance.
+        sweep_seconds: training seconds of each trial.
+        sweep_seed: the trials' seed, apart from the study's.
+        seeds: one whole comparison a seed.
+        seconds: training seconds of each arm and seed.
+        slice_seconds: arms take turns of so many seconds, at most 20.
+        evaluations: how often the distance is taken, at equal distances in time.
+        clips: samples for it.
+        final_clips: samples of the trained arms.
+        steps, guidance_scale: how they are sampled.
+    """
+
+    name: str
+    title: str
+    recipe: str
+    overrides: list[str] = Field(default_factory=list)
+    data: StudyData = StudyData()
+    arms: dict[str, list[str]] = Field(min_length=2)
+    learning_rates: list[float] = Field(min_length=3)
+    sweep_seconds: float = Field(240, gt=0)
+    sweep_seed: int = Field(100, ge=0)
+    seeds: list[int] = Field(min_length=1)
+    seconds: float = Field(1800, gt=0)
+    slice_seconds: float = Field(15, gt=0, le=LONGEST_SLICE)
+    evaluations: int = Field(10, ge=3)
+    clips: int = Field(256, ge=65)
+    final_clips: int = Field(2048, ge=65)
+    steps: int = Field(15, ge=1)
+    guidance_scale: float = Field(1.0, ge=1)
+
+    @model_validator(mode="after")
+    def _seeds_are_apart(self) -> "Study":
+        if self.sweep_seed in self.seeds:
+            raise ValueError(f"sweep_seed {self.sweep_seed} is also one of the seeds; choose another")
+        return self
+
+    def config(self, arm: str, data: Path, seed: int, lr: float, seconds: float) -> Config:
+        """The resolved configuration of one arm.
+
+        Raises:
+            ValueError: the recipe or a change is illegal.
+        """
+        own = [f"data.path={data}", f"seed={seed}", f"train.lr={lr:g}", f"train.seconds={seconds:g}"]
+        fixed = ["train.steps=null", "log.checkpoint_every_steps=null", "log.keep_checkpoints=1"]
+        return load_config(recipe_path(self.recipe), [*self.overrides, *self.arms[arm], *own, *fixed])
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study's YAML and try the configuration of every arm.
+
+    Raises:
+        ValueError: what is wrong in it.
+    """
+    try:
+        study = Study.model_validate(yaml.safe_load(Path(path).read_text()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    for arm in study.arms:
+        study.config(arm, Path("data"), study.seeds[0], study.learning_rates[0], study.seconds)
+    return study
+
+
+def make_data(study: Study, out: Path, progress: Any = None) -> Path:
+    """The study's set, made or continued. Half of it is the test split, which no arm ever trains on."""
+    data = study.data
+    if data.kind == "digits":
+        return render_digits(out, clips=data.clips, frames=data.frames, test_share=0.5, seed=data.seed).folder
+    return record_doom(
+        out,
+        clips=data.clips,
+        frames=data.frames,
+        scenario=data.scenario,
+        size=data.size,
+        seed=data.seed,
+        test_share=0.5,
+        progress=progress,
+    ).folder
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `write_result` wrote; {} where nothing is."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    os.replace(aside, path)

@@ -1,0 +1,181 @@
+"""A study's page: Markdown with its tables, and one plot of distance against seconds, steps and operations."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tpdiff.evaluation.plots import COLORS
+from tpdiff.evaluation.study import Study, read_result
+from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached
+
+PLOT = "distance.png"
+AXIS_NAMES = {"seconds": "training seconds", "steps": "optimizer steps", "flops": "training operations"}
+
+
+def finished_seeds(study: Study, results: Path) -> list[dict[str, Any]]:
+    """The results of all seeds that are finished, in the study's order."""
+    found = [read_result(results / f"seed-{seed}.json") for seed in study.seeds]
+    return [result for result in found if result.get("done")]
+
+
+def write_page(study: Study, results: Path, command: str) -> Path:
+    """Write results/README.md and its plot from what is finished; returns the page.
+
+    Raises:
+        ValueError: no seed is finished.
+    """
+    seeds = finished_seeds(study, results)
+    if not seeds:
+        raise ValueError(f"no seed is finished in {results}")
+    draw(study, seeds, results / PLOT)
+    page = results / "README.md"
+    page.write_text("\n".join(_lines(study, seeds, results, command)) + "\n")
+    return page
+
+
+def draw(study: Study, seeds: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Distance against each kind of cost: a thin line a seed, a thick one for their mean."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for panel, axis in enumerate(AXES):
+        plot = figure.add_subplot(1, len(AXES), panel + 1)
+        for color, arm in zip(COLORS, study.arms, strict=False):
+            runs = [s["arms"][arm]["evaluations"][1:] for s in seeds]
+            x = np.array([[e[axis] for e in run] for run in runs], dtype=float)
+            y = np.array([[e["distance"] for e in run] for run in runs])
+            for costs, distances in zip(x, y, strict=True):
+                plot.plot(costs, distances, color=color, alpha=0.35, linewidth=0.8)
+            plot.plot(x.mean(0), y.mean(0), color=color, linewidth=2, label=arm)
+        plot.set_xlabel(AXIS_NAMES[axis])
+        plot.set_yscale("log")
+        plot.grid(alpha=0.2)
+        if panel == 0:
+            plot.set_ylabel(f"Fréchet distance, {study.clips} samples")
+            plot.legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _lines(study: Study, seeds: Sequence[Mapping[str, Any]], results: Path, command: str) -> list[str]:
+    made, base = seeds[0]["made"], next(iter(study.arms))
+    waiting = [s for s in study.seeds if s not in {r["seed"] for r in seeds}]
+    lines = [f"# {study.title}", "", f"Made by `{command}` on {_machine(made['machine'])}, {made['created'][:10]}."]
+    if waiting:
+        lines += ["", f"**Seeds still to be run: {', '.join(map(str, waiting))}.**"]
+    lines += [
+        "",
+        f"Arms share the network, data, seed and seconds ({study.seconds:g} each), and take turns of "
+        f"{study.slice_seconds:g} s on one machine; evaluations, checkpoints and warm-up do not count. "
+        "Lower distances are better.",
+        "",
+        f"![distance against training cost]({PLOT})",
+        "",
+        f"## After {study.seconds:g} s",
+        "",
+        *_final_table(study, seeds),
+        "",
+        f"## Against {base}",
+        "",
+        *_difference_table(study, seeds, base),
+        "",
+        f"Reached: the first of {IN_A_ROW} evaluations in a row at or below the mean of the last {IN_A_ROW} of {base}; "
+        f"how much sooner is counted from the first of those {IN_A_ROW} of {base}.",
+        "",
+        "## Have they learnt?",
+        "",
+        *_learnt_table(study, seeds),
+        "",
+        "## Learning rates",
+        "",
+        *_trial_table(study, results),
+        "",
+        "## Protocol",
+        "",
+        *(f"- {key}: {value}" for key, value in seeds[0]["protocol"].items()),
+    ]
+    return lines
+
+
+def _final_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = []
+    for arm in study.arms:
+        finals = [s["arms"][arm]["final"] for s in seeds]
+        last = [s["arms"][arm]["evaluations"][-1] for s in seeds]
+        rows.append(
+            [
+                arm,
+                _join(s["arms"][arm]["lr"] for s in seeds[:1]),
+                _join(f["distance"] for f in finals),
+                _join(f["kernel"] for f in finals),
+                _join(plateau(s["arms"][arm]["evaluations"]) for s in seeds),
+                _join(e["steps"] for e in last),
+                _join(e["flops"] / 1e15 for e in last),
+            ]
+        )
+    floor = seeds[0]["arms"][next(iter(study.arms))]["final"]["floor"]
+    heads = ["arm", "lr", f"distance, {study.final_clips} samples, by seed", "kernel distance", "plateau by seed"]
+    return [*_table([*heads, "steps", "PFLOP"], rows), "", f"Real against real at that number of clips: {_n(floor)}."]
+
+
+def _difference_table(study: Study, seeds: Sequence[Mapping[str, Any]], base: str) -> list[str]:
+    rows = []
+    for arm in list(study.arms)[1:]:
+        found = difference([s["paired"][arm] for s in seeds])
+        verdict = "yes" if found.excludes_zero else "no"
+        sooner = [reached(s["arms"][arm]["evaluations"], s["arms"][base]["evaluations"]) for s in seeds]
+        cells = [_join(r.ratios[axis] if r else None for r in sooner) for axis in AXES]
+        interval = f"{_n(found.mean)} [{_n(found.low)}, {_n(found.high)}]"
+        rows.append([arm, interval, _join(found.seeds), verdict, *cells])
+    heads = ["arm", "difference of distance, paired 95 % interval", "by seed", "excludes 0"]
+    return _table([*heads, "sooner in seconds, by seed", "in steps", "in operations"], rows)
+
+
+def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = []
+    for arm in study.arms:
+        for result in seeds:
+            one = result["arms"][arm]
+            final, motion = one["final"], one["final"]["motion"]
+            accuracy = "; ".join(
+                f"{name} {a['made']:.2f} (real {a['real']:.2f})" for name, a in final.get("accuracy", {}).items()
+            )
+            fails = [name for name, fine in learnt(one).items() if not fine]
+            rows.append(
+                [
+                    arm,
+                    str(result["seed"]),
+                    f"{_n(final['distance'])} of {_n(one['evaluations'][0]['distance'])}",
+                    accuracy,
+                    f"{motion['made']['magnitude']:.2f} (real {motion['real']['magnitude']:.2f})",
+                    f"no: {', '.join(fails)}" if fails else "yes",
+                ]
+            )
+    heads = ["arm", "seed", "distance, of the untrained", "classifier's accuracy", "motion, pixels a frame"]
+    return _table([*heads, "learnt"], rows)
+
+
+def _trial_table(study: Study, results: Path) -> list[str]:
+    trials = [read_result(results / f"trial-{lr:g}.json") for lr in study.learning_rates]
+    done = [t for t in trials if t.get("done")]
+    rows = [[arm, *(_n(t["arms"][arm]["distance"]) for t in done)] for arm in study.arms]
+    table = _table(["arm", *(f"{t['lr']:g}" for t in done)], rows)
+    return [f"Distance after {study.sweep_seconds:g} s, seed {study.sweep_seed}; each arm keeps its best.", "", *table]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def _join(values: Any) -> str:
+    return " / ".join("never" if v is None else _n(v) for v in values)
+
+
+def _n(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    return ", ".join(str(v) for k, v in facts.items() if k in ("cpu", "cores", "gpu") and v)

@@ -1,0 +1,216 @@
+"""Carrying out a study: trials of learning rates, then one comparison a seed. What is finished is never redone."""
+
+import datetime
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tpdiff.data import collate
+from tpdiff.evaluation import machine
+from tpdiff.evaluation.arms import Arms
+from tpdiff.evaluation.judge import Judge
+from tpdiff.evaluation.latency import count_flops
+from tpdiff.evaluation.samples import Sampling, sampler
+from tpdiff.evaluation.study import Study, read_result, write_result
+from tpdiff.training.objective import stage_loss
+from tpdiff.training.progress import Status
+from tpdiff.training.trainer import Trainer
+
+Tell = Callable[[str, Status], None]
+
+
+class Interrupted(Exception):
+    """A stop was asked for; everything up to the last step is kept."""
+
+
+@dataclass
+class Desk:
+    """Where a study is carried out.
+
+    Attributes:
+        study: what is compared.
+        data: the set's folder.
+        work: checkpoints; may be lost without losing a finished result.
+        results: one JSON a trial and a seed.
+        judge: takes the figures.
+        say: told of every result, in words.
+        tell: told of every arm's progress.
+        on_arms: is handed the arms while they train, so that a signal can stop them.
+    """
+
+    study: Study
+    data: Path
+    work: Path
+    results: Path
+    judge: Judge
+    say: Callable[[str], None] = print
+    tell: Tell | None = None
+    on_arms: Callable[[Arms], None] = lambda arms: None
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(steps=self.study.steps, guidance_scale=self.study.guidance_scale)
+
+    def trial_file(self, lr: float) -> Path:
+        return self.results / f"trial-{lr:g}.json"
+
+    def seed_file(self, seed: int) -> Path:
+        return self.results / f"seed-{seed}.json"
+
+
+def run_trial(desk: Desk, lr: float) -> dict[str, Any]:
+    """All arms at one learning rate for the sweep's seconds: their distances.
+
+    Raises:
+        Interrupted: a stop was asked for.
+    """
+    study, path = desk.study, desk.trial_file(lr)
+    result = read_result(path)
+    if result.get("done"):
+        return result
+    out = desk.work / f"trial-{lr:g}"
+    arms = _open_arms(desk, out, study.sweep_seed, dict.fromkeys(study.arms, lr), study.sweep_seconds)
+    flops = {name: warm_up(trainer) for name, trainer in arms.trainers.items()}
+    _train(desk, arms, study.sweep_seconds)
+    rows = {name: _measure(desk, t, flops[name], study.sweep_seed) for name, t in arms.trainers.items()}
+    result = {"lr": lr, "seed": study.sweep_seed, "arms": rows, "made": provenance(desk), "done": True}
+    write_result(path, result)
+    for name, row in rows.items():
+        desk.say(f"lr {lr:g}: {name} {row['distance']:.3f} after {row['steps']} steps")
+    return result
+
+
+def best_rates(desk: Desk) -> dict[str, float]:
+    """Each arm's learning rate of least distance among the trials.
+
+    Raises:
+        ValueError: a trial is not finished.
+    """
+    trials = [read_result(desk.trial_file(lr)) for lr in desk.study.learning_rates]
+    absent = [lr for lr, t in zip(desk.study.learning_rates, trials, strict=True) if not t.get("done")]
+    if absent:
+        raise ValueError(f"the trials of learning rate {', '.join(f'{lr:g}' for lr in absent)} are not finished")
+    return {arm: min(trials, key=lambda t: t["arms"][arm]["distance"])["lr"] for arm in desk.study.arms}
+
+
+def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
+    """One comparison: all arms for the study's seconds, judged at equal distances in time and thoroughly at the end.
+
+    Raises:
+        Interrupted: a stop was asked for.
+        ValueError: the trials are not finished.
+    """
+    study, path = desk.study, desk.seed_file(seed)
+    result = read_result(path)
+    if result.get("done"):
+        return result
+    rates = best_rates(desk)
+    arms = _open_arms(desk, desk.work / f"seed-{seed}", seed, rates, study.seconds)
+    flops = {name: warm_up(trainer) for name, trainer in arms.trainers.items()}
+    if not result:
+        configs = {name: t.config.model_dump(mode="json") for name, t in arms.trainers.items()}
+        rows = {n: {"lr": rates[n], "config": configs[n], "flops": flops[n], "evaluations": []} for n in configs}
+        result = {"seed": seed, "arms": rows, "made": provenance(desk), "protocol": desk.judge.protocol(desk.sampling)}
+    for number in range(study.evaluations + 1):
+        _train(desk, arms, study.seconds * number / study.evaluations)
+        for name, trainer in arms.trainers.items():
+            kept = result["arms"][name]["evaluations"]
+            if len(kept) <= number:
+                kept.append(_measure(desk, trainer, flops[name], seed))
+                write_result(path, result)
+        scores = (f"{name} {result['arms'][name]['evaluations'][number]['distance']:.3f}" for name in arms.trainers)
+        desk.say(f"seed {seed}, {study.seconds * number / study.evaluations:.0f} s: {', '.join(scores)}")
+    kept_features = {name: desk.work / f"seed-{seed}" / name / "final.npy" for name in arms.trainers}
+    for name, trainer in arms.trainers.items():
+        if "final" not in result["arms"][name]:
+            desk.say(f"seed {seed}: {study.final_clips} samples of {name}")
+            final = desk.judge.verdict(
+                sampler(trainer), study.final_clips, desk.sampling, _noise_seed(seed), kept_features[name]
+            )
+            result["arms"][name]["final"] = final
+            write_result(path, result)
+    base, *others = arms.trainers
+    result["paired"] = {name: desk.judge.paired(kept_features[base], kept_features[name], seed) for name in others}
+    result["done"] = True
+    write_result(path, result)
+    return result
+
+
+def warm_up(trainer: Trainer) -> list[int]:
+    """Operations of training on one clip at each stage, finest first, counted by running the batch size once.
+
+    It touches all the memory that training will use, so that the first slice does not pay for it; the weights stay.
+    """
+    size = trainer.config.train.batch_size
+    batch = collate([trainer.dataset[i] for i in range(size)])
+    latents = trainer.latents(batch["video"])
+    condition = trainer.conditioner.encode(batch["caption"], trainer.device)
+    counts = []
+    for stage in range(len(trainer.pyramid)):
+
+        def step(stage: int = stage) -> None:
+            with trainer.accelerator.autocast():
+                part = stage_loss(
+                    trainer.wrapped,
+                    trainer.network.config,
+                    trainer.pyramid,
+                    latents,
+                    stage,
+                    condition,
+                    batch["caption"],
+                    trainer.config.train,
+                    trainer.config.diffusion.prediction,
+                    torch.Generator().manual_seed(stage),
+                )
+            part.loss.backward()
+
+        counts.append(count_flops(step) // size)
+    trainer.network.zero_grad(set_to_none=True)
+    return counts
+
+
+def provenance(desk: Desk) -> dict[str, Any]:
+    """When, where and from what a result was made."""
+    return {
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": machine.describe(),
+        "study": desk.study.model_dump(mode="json"),
+    }
+
+
+def _open_arms(desk: Desk, out: Path, seed: int, rates: dict[str, float], seconds: float) -> Arms:
+    configs = {name: desk.study.config(name, desk.data, seed, rates[name], seconds) for name in desk.study.arms}
+    arms = Arms(configs, out)
+    desk.on_arms(arms)
+    return arms
+
+
+def _train(desk: Desk, arms: Arms, until: float) -> None:
+    if until > 0:
+        arms.run(desk.study.slice_seconds, desk.tell, until=until, save_slices=True)
+    if arms.stop_requested:
+        raise Interrupted
+
+
+def _measure(desk: Desk, trainer: Trainer, flops: list[int], seed: int) -> dict[str, Any]:
+    """The distance of an arm as it is now, with what it has cost so far."""
+    distance = desk.judge.distance(sampler(trainer), desk.study.clips, desk.sampling, _noise_seed(seed))
+    size = trainer.config.train.batch_size
+    seen = Counter(stage for _, _, stage, _ in trainer.losses)
+    return {
+        "seconds": trainer.seconds,
+        "steps": trainer.step,
+        "clips": size * trainer.step * trainer.config.train.accumulation,
+        "tokens": trainer.tokens,
+        "flops": sum(flops[stage] * size * count for stage, count in seen.items()),
+        "distance": distance,
+    }
+
+
+def _noise_seed(seed: int) -> int:
+    """Samples of one study seed start from other noise than those of the next."""
+    return 1_000_000 * (seed + 1)
