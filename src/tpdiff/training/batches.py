@@ -18,7 +18,8 @@ def open_batches(
 ) -> Iterator[dict[str, Any]]:
     """Endless batches, `collate`d, of the samples start, start + 1, ... that fall to this process.
 
-    Which samples they hold does not depend on `workers`, the number of loader processes (0: none).
+    Which samples they hold does not depend on `workers`, the number of loader processes (0: none). On Linux these are
+    forks, whatever Python's default: children of this process, which share the decoded videos and die with it.
     """
     return iter(
         DataLoader(
@@ -27,6 +28,7 @@ def open_batches(
             sampler=StreamSampler(start, None, rank, processes),
             collate_fn=collate,
             num_workers=workers,
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             worker_init_fn=free_worker,
             persistent_workers=workers > 0,
         )

@@ -77,8 +77,21 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: it holds no training state, or cannot be read.
     """
+    state = read_state(folder)
     try:
-        return load_file(str(folder / TENSORS)), json.loads((folder / STATE).read_text())
+        return load_file(str(folder / TENSORS)), state
+    except Exception as error:
+        raise ValueError(f"{folder} is not a training checkpoint that can be resumed: {error}") from error
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON values of a checkpoint.
+
+    Raises:
+        ValueError: as `read_checkpoint`.
+    """
+    try:
+        return json.loads((folder / STATE).read_text())
     except Exception as error:
         raise ValueError(f"{folder} is not a training checkpoint that can be resumed: {error}") from error
 

@@ -5,7 +5,6 @@ Random numbers are not among them: they are keyed (`tpdiff.training.randomness`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tpdiff.training import checkpoint as ckpt
+from tpdiff.training.config import Config
 from tpdiff.training.load_config import build_config, config_difference
 from tpdiff.training.setup import may_change
 
@@ -43,17 +43,32 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
 
 
+def check_same_run(folder: Path, config: Config) -> None:
+    """Refuse to go on from a checkpoint of another configuration, before the data are touched.
+
+    Raises:
+        ValueError: naming every key that differs.
+    """
+    before = build_config(ckpt.read_state(folder)["config"])
+    difference = [d for d in config_difference(before, config) if not may_change(d)]
+    if difference:
+        raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
+
+
 def restore(trainer: Trainer, folder: Path) -> None:
     """Make a new trainer the one that wrote the checkpoint `folder`.
 
     Raises:
-        ValueError: it cannot be read, or is of another configuration (naming every key that differs), other captions
-            or another autoencoder.
+        ValueError: it cannot be read, or is of other captions or another autoencoder.
     """
     tensors, state = ckpt.read_checkpoint(folder)
     if "losses" not in tensors:
         raise ValueError(f"{folder} is not a training checkpoint that can be resumed: it holds no losses")
-    _check_same(trainer, folder, state)
+    if state["captions"] != trainer.labels:
+        path = trainer.config.data.path
+        raise ValueError(f"{folder} was trained with other captions as classes than {path} has")
+    if state["autoencoder"] != trainer.latents.identity:
+        raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")
     for prefix, network in (("network.", trainer.network), ("ema.", trainer.ema.network)):
         network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     ckpt.unpack_optimizer(trainer.optimizer, trainer.network, tensors)
@@ -63,15 +78,3 @@ def restore(trainer: Trainer, folder: Path) -> None:
     trainer.losses = [(s, int(step), int(k), loss) for s, step, k, loss in tensors["losses"].tolist()]
     if trainer.accelerator.scaler is not None and state["gradient_scaler"] is not None:
         trainer.accelerator.scaler.load_state_dict(state["gradient_scaler"])
-
-
-def _check_same(trainer: Trainer, folder: Path, state: Mapping[str, Any]) -> None:
-    before = build_config(state["config"])
-    difference = [d for d in config_difference(before, trainer.config) if not may_change(d)]
-    if difference:
-        raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
-    if state["captions"] != trainer.labels:
-        path = trainer.config.data.path
-        raise ValueError(f"{folder} was trained with other captions as classes than {path} has")
-    if state["autoencoder"] != trainer.latents.identity:
-        raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")

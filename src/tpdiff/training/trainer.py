@@ -26,7 +26,7 @@ from tpdiff.training.optimizer import build_optimizer, learning_rate
 from tpdiff.training.progress import Recent, Report
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
 from tpdiff.training.setup import build_conditioner, check_folder, check_sizes, frame_rate, open_dataset
-from tpdiff.training.state import capture, restore
+from tpdiff.training.state import capture, check_same_run, restore
 from tpdiff.training.trackers import check_trackers, start_trackers
 
 
@@ -53,6 +53,8 @@ class Trainer:
             check_sizes(config, self.pyramid.factors[-1])
         check_trackers(config.log.trackers)
         found = check_folder(self.out, config, resume)
+        if found is not None:
+            check_same_run(found, config)
         set_seed(config.seed)
         train = config.train
         self.accelerator = Accelerator(
