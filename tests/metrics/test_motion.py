@@ -140,7 +140,7 @@ def test_what_cannot_be_measured_is_refused():
     video = clip(steady((1, 0), 4))[None]
     with pytest.raises(ValueError, match="at least 3 frames, got 1; nearest: 3"):
         measure_motion(video[:, :, :1])
-    with pytest.raises(ValueError, match="uint8 video in .*, got torch.float32"):
+    with pytest.raises(ValueError, match="uint8 video in"):
         measure_motion(video.float())
     with pytest.raises(ValueError, match=r"clips \(B, 3, T, H, W\), got \(3, 4, 48, 64\)"):
         measure_motion(video[0])

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Any
 
 import cv2
 import numpy as np
@@ -92,7 +93,7 @@ def optical_flow(first: Tensor, second: Tensor) -> Tensor:
     """
     height, width = first.shape[1:3]
     factor = -(-FLOW_SIDE // min(height, width))
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     pairs = zip(_grey(first, factor), _grey(second, factor), strict=True)
     flows = np.stack([dis.calc(a, b, None) for a, b in pairs])
     return functional.avg_pool2d(torch.from_numpy(flows).permute(0, 3, 1, 2), factor) / factor
