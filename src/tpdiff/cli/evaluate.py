@@ -39,6 +39,7 @@ def evaluate(
     solver: Annotated[str, typer.Option(help="euler, ddim or heun.")] = "euler",
     batch: Annotated[int, typer.Option(min=1, help="Clips sampled at a time.")] = 16,
     rounds: Annotated[int, typer.Option(min=10, help="Of the bootstrap.")] = 1000,
+    classify: Annotated[bool, typer.Option(help="Judge by a classifier whether clips show their captions.")] = True,
     cache_dir: Annotated[Path | None, typer.Option(help="Where features are kept; ~/.cache/tpdiff.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
@@ -49,6 +50,8 @@ def evaluate(
     from tpdiff.evaluation import made as making
     from tpdiff.evaluation.quality import evaluate as measure
     from tpdiff.metrics import Reference, open_features
+    from tpdiff.metrics.attributes import find_attributes
+    from tpdiff.metrics.classifier import Classifier
 
     counts = _steps(steps)
     sampled = making.is_model(made)
@@ -82,7 +85,16 @@ def evaluate(
                 seed=seed,
                 device=device,
             )
-        quality = measure(reference, ours, place, rounds=rounds, seed=seed, progress=bar("made clips"))
+        judge = None
+        entries = [source.entry for source in reference.training]
+        captioned = all(fact.get("caption") for fact in ours.facts)
+        if classify and captioned and find_attributes(entries):
+            judge = Classifier.fit(
+                reference.training, geometry, seed=seed, cache_dir=place, progress=bar("training the classifier")
+            )
+        quality = measure(
+            reference, ours, place, classifier=judge, rounds=rounds, seed=seed, progress=bar("made clips")
+        )
     figures = {"real": str(real), "made": str(made)} | quality.as_dict()
     text = json.dumps(figures, indent=2, ensure_ascii=False)
     if out is not None:
@@ -138,6 +150,8 @@ def _tell(quality: Quality, made: Path) -> None:
     table.add_row("kernel distance", f"{quality.kernel_distance:.4g}", "", f"{quality.kernel_floor:.4g} (floor)")
     for key, means in quality.figures.items():
         table.add_row(key.replace("_", " "), f"{means['made']:.4g}", "", f"{means['real']:.4g}")
+    for key, shares in quality.accuracy.items():
+        table.add_row(f"{key} recognized", f"{shares['made']:.1%}", "", f"{shares['real']:.1%}")
     console.print(table)
     console.print(
         f"floor: the same distance of {quality.floor_clips} real clips of the training split that the features were "

@@ -6,26 +6,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tpdiff import __version__
+from tpdiff.evaluation.gauges import Gauges
 from tpdiff.evaluation.made import Made
 from tpdiff.metrics import Interval, Reference, frechet_interval, kernel_distance
+from tpdiff.metrics.classifier import Classifier
 from tpdiff.metrics.clips import clips_digest, load_clips
 from tpdiff.metrics.rows import Progress, stored_rows
 
 ROUNDS = 1000
 FEWEST_DEMO, FEWEST_CLAIM = 256, 2048
 REAL_PART = 16  # real clips in memory at a time
-FIGURES: dict[str, Any] = {}  # name -> function of one clip, uint8 (3, T, H, W), to a number
-FIGURES_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,9 @@ class Quality:
         kernel_distance: unbiased; may be below 0.
         kernel_floor: of the same clips as `floor`.
         clips: made clips; `real_clips` real ones.
-        figures: name -> {"real": mean, "made": mean} of what single clips show.
+        figures: name -> {"real": mean, "made": mean} of what single clips show; see `metrics.motion`.
+        accuracy: attribute -> {"real", "made", "guess"}: how often a classifier trained on real training clips finds in
+            a clip what its caption says, and how often always naming the most frequent value would.
         warning: what the number of clips does not allow; None: nothing.
         protocol: what the figures must be quoted with.
     """
@@ -54,6 +55,7 @@ class Quality:
     clips: int
     real_clips: int
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
     warning: str | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +71,7 @@ def evaluate(
     made: Made,
     cache_dir: str | Path,
     *,
+    classifier: Classifier | None = None,
     rounds: int = ROUNDS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -82,6 +85,7 @@ def evaluate(
         reference: the real clips.
         made: the made ones.
         cache_dir: where figures are kept.
+        classifier: trained on `reference.training`; None: accuracy is not measured.
         rounds: of the bootstrap.
         seed: of the bootstrap.
         progress: called with (clips done, clips in all).
@@ -91,24 +95,22 @@ def evaluate(
     """
     if made.count < 2:
         raise ValueError(f"{made.count} clip was made; a distance needs at least 2")
-    names = list(FIGURES)
+    gauges = Gauges(reference.geometry, classifier)
 
     def measure_made(first: int, last: int) -> np.ndarray:
         videos = made.load(first, last)
-        return np.concatenate([reference.project(videos), clip_figures(videos)], axis=1)
+        return np.concatenate([reference.project(videos), gauges(videos)], axis=1)
 
     def measure_real(first: int, last: int) -> np.ndarray:
-        return clip_figures(load_clips(reference.clips[first:last], reference.geometry))
+        return gauges(load_clips(reference.clips[first:last], reference.geometry))
 
     place = Path(cache_dir)
-    made_rows = _gather(place / _key("made", reference, made.source), made.count, made.part, measure_made, progress)
+    made_key = _key("made", reference, made.source, gauges)
+    made_rows = _gather(place / made_key, made.count, made.part, measure_made, progress)
     features, shown = np.split(made_rows, [reference.real.shape[1]], axis=1)
-    figures = {}
-    if names:
-        key = _key("figures", reference, {"real": clips_digest(reference.clips)})
-        real_rows = _gather(place / key, len(reference.clips), REAL_PART, measure_real, None)
-        means = zip(names, real_rows.mean(axis=0).tolist(), shown.mean(axis=0).tolist(), strict=True)
-        figures = {name: {"real": real, "made": ours} for name, real, ours in means}
+    real_key = _key("real", reference, {"clips": clips_digest(reference.clips)}, gauges)
+    real_shown = _gather(place / real_key, len(reference.clips), REAL_PART, measure_real, None)
+    real_facts = [{"caption": clip.source.entry.caption, **clip.source.entry.extra} for clip in reference.clips]
     floor_clips = min(made.count, len(reference.held))
     return Quality(
         distance_name=reference.features.distance,
@@ -119,21 +121,17 @@ def evaluate(
         kernel_floor=kernel_distance(reference.real, reference.held[:floor_clips]),
         clips=made.count,
         real_clips=len(reference.real),
-        figures=figures,
+        figures=gauges.figures(real_shown, shown),
+        accuracy=gauges.accuracy(real_shown, real_facts, shown, made.facts, reference.training),
         warning=too_few(min(made.count, len(reference.real))),
         protocol=reference.protocol
         | {
             "made": made.source | {"clips": made.count},
+            "classifier": None if classifier is None else classifier.key,
             "interval": {"method": "bootstrap over real and made clips, centred percentiles, 95 %", "rounds": rounds},
             "software": {"tpdiff": __version__, "torch": torch.__version__},
         },
     )
-
-
-def clip_figures(videos: Tensor) -> np.ndarray:
-    """uint8 (B, 3, T, H, W) -> float64 (B, number of `FIGURES`): a clip's row depends on that clip alone."""
-    rows = [[float(figure(clip)) for figure in FIGURES.values()] for clip in videos]
-    return np.array(rows, dtype=np.float64).reshape(len(videos), len(FIGURES))
 
 
 def too_few(clips: int) -> str | None:
@@ -148,18 +146,20 @@ def too_few(clips: int) -> str | None:
     return None
 
 
-def _gather(folder: Path, count: int, part: int, measure: Any, progress: Progress | None) -> np.ndarray:
-    parts: Sequence[np.ndarray] = list(stored_rows(folder, count, part, measure, progress))
+def _gather(
+    folder: Path, count: int, part: int, measure: Callable[[int, int], np.ndarray], progress: Progress | None
+) -> np.ndarray:
+    parts = list(stored_rows(folder, count, part, measure, progress))
     return np.concatenate(parts).astype(np.float64)
 
 
-def _key(kind: str, reference: Reference, source: dict[str, Any]) -> str:
+def _key(kind: str, reference: Reference, source: dict[str, Any], gauges: Gauges) -> str:
     """A name made of everything that rows depend on."""
     values = {
         "source": source,
         "geometry": reference.geometry._asdict(),
         "features": reference.protocol["features"],
         "fit": reference.protocol["fit"],
-        "figures": [*FIGURES, FIGURES_VERSION],
+        "gauges": gauges.identity(),
     }
     return f"{kind}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]}"

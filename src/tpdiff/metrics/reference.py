@@ -50,6 +50,7 @@ class Reference:
         held: float64 (M, D), features of training clips that the projection was not fitted on.
         clips: the N real clips, in the order of `real`.
         train: the training clips that the projection was fitted on.
+        training: all videos of the training split, those of the floor too.
         geometry: of all clips.
         protocol: what a figure taken against this reference must be quoted with, JSON values.
     """
@@ -60,6 +61,7 @@ class Reference:
     held: Array
     clips: tuple[Clip, ...]
     train: tuple[Clip, ...]
+    training: tuple[Source, ...]
     geometry: Geometry
     protocol: dict[str, Any]
 
@@ -107,7 +109,8 @@ class Reference:
         features = features or efficientnet_features()
         real_from, fit_from = _pools(folder, geometry, split, fit_split, seed)
         real_clips = choose_clips(real_from, geometry, clips, seed)
-        held_from, fit_from = _hold_out(fit_from, len(real_clips), geometry)
+        training = fit_from
+        held_from, fit_from = _hold_out(training, len(real_clips), geometry)
         held_count = min(len(real_clips), count_windows(held_from, frames))
         held_clips = choose_clips(held_from, geometry, held_count, seed)
         train = choose_clips(fit_from, geometry, None, seed)
@@ -129,7 +132,7 @@ class Reference:
             "fit": _describe(fit_split, train),
             "floor": _describe(fit_split, held_clips),
         }
-        return cls(features, projection, real, held, real_clips, train, geometry, protocol)
+        return cls(features, projection, real, held, real_clips, train, training, geometry, protocol)
 
     def project(self, videos: Tensor) -> Array:
         """Made clips, uint8 (B, 3, T, H, W) in [0, 255], to features: float64 (B, D).

@@ -1,0 +1,217 @@
+"""`tpdiff eval`: the same figures every time and under any names, and a line with exit code 2 for what cannot be."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tpdiff.cli import main
+from tpdiff.data import render_digits, write_video
+from tpdiff.evaluation.made import model_clips, model_geometry
+from tpdiff.metrics import Reference
+
+
+def call(*arguments):
+    """(exit code, standard output, standard error) of a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(a) for a in arguments])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def real(clips):
+    """18 training and 6 test clips of two captions, 8 frames of 16 x 16."""
+    return clips
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """10 clips of the same geometry without captions."""
+    folder = tmp_path_factory.mktemp("made")
+    rendered = render_digits(folder / "set", clips=10, frames=8, size=16, seed=9, test_share=0)
+    for path in sorted((rendered.folder / "train").iterdir()):
+        shutil.copy(path, folder / path.name)
+    shutil.rmtree(rendered.folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_values, tmp_path_factory):
+    """A trained model."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_values()))
+    code, _, err = call("train", folder / "tiny.yaml", "train.steps=2", "--out", folder / "run")
+    assert code == 0, err
+    return folder / "run"
+
+
+def figures(*arguments):
+    code, out, err = call("eval", *arguments, "--rounds", 20, "--no-classify", "--json")
+    assert code == 0, err
+    return json.loads(out), out
+
+
+def test_a_folder_of_videos(real, made, cache, tmp_path):
+    values, text = figures(real, made, "--cache-dir", cache, "--out", tmp_path / "deep" / "figures.json")
+    assert json.loads((tmp_path / "deep" / "figures.json").read_text()) == values
+    distance = values["frechet_distance"]
+    assert "FVD" not in values and 0 <= distance["low"] < distance["value"] < distance["high"]
+    assert values["floor"] > 0 and (values["clips"], values["real_clips"], values["floor_clips"]) == (10, 6, 6)
+    assert values["warning"].startswith("6 clips are too few even for the demo (256 are the least)")
+    assert set(values["figures"]) == {"flicker", "motion_magnitude", "motion_acceleration", "warping_error"}
+    protocol = values["protocol"]
+    assert (protocol["frames"], protocol["resolution"], protocol["seed"]) == (8, "16x16", 0)
+    assert protocol["real"]["split"] == "test" and protocol["fit"]["split"] == "train"
+    assert len(protocol["features"]["digest"]) == 64 and protocol["made"]["clips"] == 10
+
+    assert figures(real, made, "--cache-dir", cache)[1] == text  # from what was kept
+    assert figures(real, made, "--cache-dir", tmp_path / "fresh")[1] == text  # all anew
+    (tmp_path / "renamed" / "below").mkdir(parents=True)
+    for number, path in enumerate(sorted(made.iterdir())):
+        shutil.copy(path, tmp_path / "renamed" / ("below" if number % 3 else ".") / f"{97 * number % 10}z.mp4")
+    renamed, _ = figures(real, tmp_path / "renamed", "--cache-dir", tmp_path / "other")
+    assert {**renamed, "made": None} == {**values, "made": None}
+
+
+def test_the_table_shows_floor_protocol_and_warning(real, made, cache):
+    code, out, err = call("eval", real, made, "--cache-dir", cache, "--rounds", 20, "--no-classify")
+    assert code == 0, err
+    for part in ("frechet distance", "(floor)", "kernel distance", "flicker", "warping error", "protocol", "features:"):
+        assert part in out, part
+    assert "warning: 6 clips are too few even for the demo" in err
+    assert "FVD" not in out
+
+
+def test_clips_asked_for(real, made, cache):
+    values, _ = figures(real, made, "--clips", 5, "--cache-dir", cache)
+    assert (values["clips"], values["real_clips"]) == (5, 5)
+    other, _ = figures(real, made, "--clips", 5, "--seed", 3, "--cache-dir", cache)
+    assert other["protocol"]["made"]["digest"] != values["protocol"]["made"]["digest"]
+
+
+def test_a_model_is_sampled(real, run, cache, tmp_path):
+    asked = ("--clips", 6, "--steps", "6", "--batch", 4)
+    values, text = figures(real, run, *asked, "--cache-dir", cache)
+    made = values["protocol"]["made"]
+    assert (made["kind"], made["clips"], made["steps"], made["first_seed"]) == ("samples", 6, 6, 0)
+    assert figures(real, run, *asked, "--cache-dir", tmp_path / "fresh")[1] == text
+    more, _ = figures(real, run, *asked, "--cache-dir", cache, "--guidance-scale", 2)
+    assert more["frechet_distance"] != values["frechet_distance"]
+    assert more["figures"]["flicker"]["real"] == values["figures"]["flicker"]["real"]
+
+
+def test_samples_follow_captions_and_seeds(real, run):
+    """Clip i has the caption of real clip i and seed i; which clips are asked for together changes little."""
+    geometry = model_geometry(run)
+    assert geometry == (8, 16, 16, 8.0, "crop")
+    reference = Reference.fit(real, **geometry._asdict())
+    made = model_clips(run, geometry, reference.clips, 8, steps=6, batch=4)
+    captions = [clip.source.entry.caption for clip in reference.clips]
+    assert [fact["caption"] for fact in made.facts] == [*captions, *captions[:2]]
+    whole, part = made.load(0, 4), made.load(2, 4)
+    assert whole.shape == (4, 3, 8, 16, 16) and whole.dtype == torch.uint8
+    assert (whole[2:].int() - part.int()).abs().max() <= 1
+    assert (whole[0].int() - whole[1].int()).abs().max() > 10
+
+
+def test_sampling_that_was_interrupted_goes_on(real, run, tmp_path, monkeypatch):
+    from tpdiff.sampling.pipeline import PyramidPipeline
+
+    sampled, call_pipeline = [], PyramidPipeline.__call__
+
+    def counted(self, prompts, **options):
+        if len(sampled) == 2:
+            raise KeyboardInterrupt
+        sampled.append(len(prompts))
+        return call_pipeline(self, prompts, **options)
+
+    monkeypatch.setattr(PyramidPipeline, "__call__", counted)
+    asked = (real, run, "--clips", 6, "--steps", "6", "--batch", 2, "--cache-dir", tmp_path)
+    assert call("eval", *asked, "--rounds", 20, "--no-classify", "--json")[0] == 130
+    assert sampled == [2, 2]
+    sampled.insert(0, None)
+    assert figures(*asked)[0]["clips"] == 6
+    assert sampled == [None, 2, 2, 2]
+
+
+def test_captions_are_judged(real, cache, run):
+    """Attributes of the metadata that captions determine; here there is one, and a classifier of few clips."""
+    folder = cache / "captioned"
+    shutil.copytree(real, folder)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["size"] = "low" if "below" in row["caption"] else "high"
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("--clips", 6, "--steps", "6", "--cache-dir", cache, "--rounds", 20, "--json")
+    code, out, err = call("eval", folder, run, *asked)
+    assert code == 0, err
+    accuracy = json.loads(out)["accuracy"]
+    assert set(accuracy) == {"size"}
+    assert set(accuracy["size"]) == {"real", "made", "guess"}
+    assert accuracy["size"]["guess"] >= 0.5 and 0 <= accuracy["size"]["made"] <= 1
+
+
+class Scores(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.spread = torch.nn.Linear(24, 400)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.spread(torch.nn.functional.adaptive_avg_pool3d(x, (2, 2, 2)).flatten(1))
+
+
+def test_only_i3d_is_called_fvd(real, made, cache, tmp_path):
+    torch.manual_seed(0)
+    torch.jit.script(Scores()).save(str(tmp_path / "i3d.pt"))
+    values, _ = figures(real, made, "--features", tmp_path / "i3d.pt", "--cache-dir", cache)
+    assert "frechet_distance" not in values
+    assert values["protocol"]["features"]["dimensions"] == 400
+    assert np.isfinite(values["FVD"]["value"])
+
+
+def refused(*arguments):
+    code, out, err = call("eval", *arguments)
+    assert code == 2, (out, err)
+    assert out == "" and "Traceback" not in err
+    return err.partition("error: ")[2]
+
+
+def test_refusals(real, made, run, cache, tmp_path):
+    there = ("--cache-dir", cache)
+    assert "is 16x16, clips of 16x24 are compared" in refused(real, made, "--size", "16x24", *there)
+    assert "has 8 frames, clips of 7 are compared" in refused(real, made, "--frames", 7, *there)
+    assert "11 clips were asked for" in refused(real, made, "--clips", 11, *there)
+    assert "nearest: 6" in refused(real, made, "--clips", 9, *there)
+    assert "no such folder" in refused(tmp_path / "absent", made, *there)
+    assert "no such folder" in refused(real, tmp_path / "absent", *there)
+    assert "split 'val' is not in" in refused(real, made, "--split", "val", *there)
+    assert "cannot fill 3 stages" in refused(real, run, "--steps", "2", *there)
+    assert "neither a number" in refused(real, run, "--steps", "many", *there)
+    assert "no I3D file" in refused(real, made, "--features", tmp_path / "absent.pt", *there)
+    assert "size '16' is not HEIGHTxWIDTH" in refused(real, made, "--size", "16", *there)
+    shutil.copytree(made, tmp_path / "broken")
+    whole = (tmp_path / "broken" / "00004.mp4").read_bytes()
+    (tmp_path / "broken" / "00004.mp4").write_bytes(whole[: len(whole) // 2])
+    write_video(tmp_path / "broken" / "odd.mp4", torch.zeros(5, 16, 16, 3, dtype=torch.uint8), 8)
+    message = refused(real, tmp_path / "broken", *there)
+    assert "2 of 11 videos" in message and "00004.mp4: " in message and "odd.mp4: has 5 frames" in message
+
+
+def test_help():
+    code, out, err = call("eval", "--help")
+    assert code == 0 and err == "" and "--guidance-scale" in out
