@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 # A PyTorch that already drives a GPU is used as it is.
 HAS_CUDA := $(shell $(PYTHON) -c "import torch; print(int(torch.cuda.is_available()))" 2>/dev/null)
 
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow lint bench claim clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -33,6 +33,9 @@ bench: $(VENV)/.installed  ## Sampling, network and alignment figures of this ma
 	$(BIN)/python benchmarks/sampling_latency.py
 	$(BIN)/python benchmarks/network_throughput.py
 	$(BIN)/python benchmarks/alignment_cost.py
+
+claim: $(VENV)/.installed  ## Vanilla against pyramid: learning rates, three seeds, hours; resumable (DEVICE=cuda: larger)
+	$(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-flow$(if $(filter cuda,$(DEVICE)),-cuda).yaml
 
 clean:  ## Remove the environment and the demo
 	rm -rf $(VENV) demo

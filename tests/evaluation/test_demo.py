@@ -205,3 +205,14 @@ def test_too_few_minutes_leave_nothing(tmp_path, capsys):
     assert tpdiff("demo", "--minutes", 2, "--out", tmp_path / "demo") == 2
     assert capsys.readouterr().err == "error: 2 minutes leave no time to train; nearest: 4\n"
     assert not (tmp_path / "demo").exists()
+
+
+def test_arms_stop_at_a_time_of_the_clock_and_go_on(arms_of):
+    arms = arms_of(0.6)
+    arms.run(slice_seconds=0.05, until=0.2, save_slices=True)
+    trainers = list(arms.trainers.values())
+    assert all(0.2 <= t.seconds < 0.5 and not t.done for t in trainers)
+    assert all([p.name for p in checkpoints(t.out)][-1] == f"step-{t.step:08d}" for t in trainers)
+    assert all(len(checkpoints(t.out)) == 2 for t in trainers), "a checkpoint after every slice, the newest kept"
+    arms.run(slice_seconds=0.05)
+    assert all(t.done for t in trainers)

@@ -26,13 +26,13 @@ from tpdiff.training.setup import open_dataset
 from tpdiff.training.trainer import Trainer
 
 SCENARIO = "basic"
-CLIPS, CLIP_FRAMES, SIZE = 300, 33, (48, 64)
+CLIPS, CLIP_FRAMES, SIZE = 300, 33, (32, 48)
 LABELS = {"vanilla": "Vanilla diffusion", "pyramid": "Temporal pyramid"}
 METHODS = {"vanilla": "vanilla", "pyramid": "stagewise"}
 STEPS = 30
 GUIDANCE = 2.0
 SHOWN = 4
-TIMED = 40  # clips sampled together when sampling is timed, so that a full-size step takes long enough to measure
+TIMED = 160  # clips sampled together when sampling is timed, so that a full-size step takes long enough to measure
 POINTS = 1500
 NOT_TRAINING = 200.0
 Say = Callable[[str], None]

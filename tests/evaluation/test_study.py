@@ -1,0 +1,153 @@
+"""Studies: what their files may say, that finished parts are kept, and one carried out whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tpdiff.evaluation.judge import open_judge
+from tpdiff.evaluation.study import load_study, make_data, read_result, write_result
+from tpdiff.evaluation.study_page import write_page
+from tpdiff.evaluation.study_run import Desk, Interrupted, best_rates, run_seed, run_trial
+from tpdiff.recipes import recipe_path
+
+TINY = {
+    "name": "tiny",
+    "title": "A tiny study",
+    "recipe": "digits-flow",
+    "overrides": [
+        "data.frames=4",
+        "model.hidden_size=24",
+        "model.num_layers=1",
+        "model.num_attention_heads=2",
+        "train.batch_size=4",
+        "train.precision=no",
+    ],
+    "arms": {"vanilla": ["train.method=vanilla", "train.alignment=none"], "pyramid": ["train.method=stagewise"]},
+    "data": {"kind": "digits", "clips": 280, "frames": 4},
+    "learning_rates": [5e-4, 1e-3, 2e-3],
+    "sweep_seconds": 0.2,
+    "seeds": [0],
+    "seconds": 0.6,
+    "slice_seconds": 0.1,
+    "evaluations": 3,
+    "clips": 66,
+    "final_clips": 66,
+    "steps": 3,
+}
+
+
+def study_of(folder: Path, **changes):
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(TINY | changes))
+    return load_study(path)
+
+
+def desk_of(folder: Path, judge=None, **changes):
+    return Desk(study_of(folder, **changes), folder / "data", folder / "work", folder / "results", judge)
+
+
+@pytest.mark.parametrize("name", [p.stem for p in recipe_path("demo").parent.glob("study-*.yaml")])
+def test_shipped_studies_are_sound(name):
+    study = load_study(recipe_path(name))
+    assert study.slice_seconds <= 20
+    assert study.seconds >= 1800 and len(study.seeds) >= 3 and len(study.learning_rates) >= 3
+    vanilla, *others = (study.config(arm, Path("d"), 0, 1e-3, 1.0) for arm in study.arms)
+    assert vanilla.train.method == "vanilla"
+    for other in others:
+        assert (other.model, other.data, other.diffusion) == (vanilla.model, vanilla.data, vanilla.diffusion)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slice_seconds": 21}, "slice_seconds: .*less than or equal to 20"),
+        ({"learning_rates": [1e-3, 2e-3]}, "learning_rates: .*at least 3"),
+        ({"seeds": [1, 100]}, "sweep_seed 100 is also one of the seeds"),
+        ({"clip": 100}, "clip: Extra inputs"),
+        ({"arms": {"a": ["train.metod=vanilla"], "b": []}}, "train.method"),
+        ({"final_clips": 64}, "final_clips: .*greater than or equal to 65"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        study_of(tmp_path, **changes)
+
+
+def trial(lr, vanilla, pyramid):
+    rows = {"vanilla": {"distance": vanilla, "steps": 1}, "pyramid": {"distance": pyramid, "steps": 1}}
+    return {"lr": lr, "arms": rows, "done": True}
+
+
+def test_each_arm_keeps_its_best_rate_and_all_trials_must_be_there(tmp_path):
+    desk = desk_of(tmp_path)
+    write_result(desk.trial_file(5e-4), trial(5e-4, 3.0, 9.0))
+    write_result(desk.trial_file(1e-3), trial(1e-3, 5.0, 7.0))
+    with pytest.raises(ValueError, match=r"learning rate 0\.002 are not finished"):
+        best_rates(desk)
+    with pytest.raises(ValueError, match="not finished"):
+        run_seed(desk, 0)
+    write_result(desk.trial_file(2e-3), trial(2e-3, 4.0, 8.0))
+    assert best_rates(desk) == {"vanilla": 5e-4, "pyramid": 1e-3}
+
+
+def test_what_is_finished_is_not_redone(tmp_path):
+    desk = desk_of(tmp_path)  # there is neither data nor a judge: training would fail
+    kept = trial(5e-4, 3.0, 9.0)
+    write_result(desk.trial_file(5e-4), kept)
+    assert run_trial(desk, 5e-4) == kept
+    write_result(desk.seed_file(0), {"done": True, "seed": 0})
+    assert run_seed(desk, 0) == {"done": True, "seed": 0}
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_page_needs_a_finished_seed(tmp_path):
+    with pytest.raises(ValueError, match="no seed is finished"):
+        write_page(study_of(tmp_path), tmp_path, "command")
+
+
+@pytest.mark.slow
+def test_a_whole_study_stopped_and_continued(tmp_path):
+    desk = desk_of(tmp_path, seeds=[0, 1])
+    study = desk.study
+    make_data(study, desk.data)
+    config = study.config("vanilla", desk.data, 0, 1e-3, 1.0)
+    desk.judge = open_judge(config, tmp_path / "cache")
+    for lr in study.learning_rates:
+        rows = run_trial(desk, lr)["arms"]
+        assert all(row["steps"] > 0 and 0.2 <= row["seconds"] < 1.5 for row in rows.values())
+    told, arms_seen = [], []
+    desk.on_arms = arms_seen.append
+
+    def stop_at_half(name, status):
+        told.append(name)
+        if name == "pyramid" and status.seconds > 0.3:
+            arms_seen[-1].request_stop()
+
+    desk.tell = stop_at_half
+    with pytest.raises(Interrupted):
+        run_seed(desk, 0)
+    half = read_result(desk.seed_file(0))
+    assert not half.get("done")
+    assert [e["seconds"] >= s for e, s in zip(half["arms"]["vanilla"]["evaluations"], (0, 0.2), strict=False)]
+    desk.tell = None
+    result = run_seed(desk, 0)
+    again = read_result(desk.seed_file(0))
+    assert again == json.loads(json.dumps(result)) and again["done"]
+    for name, arm in result["arms"].items():
+        kept = half["arms"][name]["evaluations"]
+        assert arm["evaluations"][: len(kept)] == kept
+        assert len(arm["evaluations"]) == study.evaluations + 1
+        assert arm["evaluations"][0]["flops"] == 0 and arm["evaluations"][-1]["flops"] > 0
+        assert arm["final"]["warning"]
+        assert set(arm["final"]["accuracy"]) == {"digit", "direction"}
+    costs = {name: arm["flops"] for name, arm in result["arms"].items()}
+    assert len(costs["vanilla"]) == 1 and len(costs["pyramid"]) == 3
+    assert costs["pyramid"][0] == costs["vanilla"][0] > 1.8 * costs["pyramid"][1] > 3 * costs["pyramid"][2]
+    base = result["arms"]["vanilla"]["final"]["distance"]
+    paired = result["paired"]["pyramid"]
+    assert paired["difference"] == pytest.approx(result["arms"]["pyramid"]["final"]["distance"] - base)
+    page = write_page(study, desk.results, "a command").read_text()
+    assert "Seeds still to be run: 1" in page and "| pyramid |" in page
+    assert (desk.results / "distance.png").stat().st_size > 5000
