@@ -234,6 +234,7 @@ print(quality.real_clips, quality.clips, resource.getrusage(resource.RUSAGE_SELF
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_number_of_clips(tmp_path):
     """Vectors of 0.2 MB: four times the clips would be 80 MB more if those of fit and made clips were held."""
     peaks = []

@@ -49,6 +49,7 @@ class Reference:
         real: float64 (N, D), features of the real clips.
         held: float64 (M, D), features of training clips that the projection was not fitted on.
         clips: the N real clips, in the order of `real`.
+        held_clips: the M training clips, in the order of `held`.
         train: the training clips that the projection was fitted on.
         training: all videos of the training split, those of the floor too.
         geometry: of all clips.
@@ -60,6 +61,7 @@ class Reference:
     real: Array
     held: Array
     clips: tuple[Clip, ...]
+    held_clips: tuple[Clip, ...]
     train: tuple[Clip, ...]
     training: tuple[Source, ...]
     geometry: Geometry
@@ -132,7 +134,7 @@ class Reference:
             "fit": _describe(fit_split, train),
             "floor": _describe(fit_split, held_clips),
         }
-        return cls(features, projection, real, held, real_clips, train, training, geometry, protocol)
+        return cls(features, projection, real, held, real_clips, held_clips, train, training, geometry, protocol)
 
     def project(self, videos: Tensor) -> Array:
         """Made clips, uint8 (B, 3, T, H, W) in [0, 255], to features: float64 (B, D).
