@@ -22,6 +22,7 @@ from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.study import load_study, make_data
 from tpdiff.evaluation.study_page import finished_seeds, write_page
 from tpdiff.evaluation.study_run import Desk, Interrupted, best_rates, run_seed, run_trial
+from tpdiff.training.progress import ProgressReport
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,12 +44,14 @@ def main() -> int:
         config = study.config(next(iter(study.arms)), data, study.seeds[0], study.learning_rates[0], study.seconds)
         desk = Desk(study, data, work, results, open_judge(config, work / "cache"), say=_say, on_arms=_stop_with)
         only = args.trial is not None or args.seed is not None
-        for lr in study.learning_rates if not only else args.trial or ():
-            run_trial(desk, lr)
-        if not only or args.seed:
-            _say(f"learning rates: {best_rates(desk)}")
-        for seed in study.seeds if not only else args.seed or ():
-            run_seed(desk, seed)
+        with ProgressReport(study.name) as report:
+            desk.tell = lambda arm, status: report(status, arm)
+            for lr in study.learning_rates if not only else args.trial or ():
+                run_trial(desk, lr)
+            if not only or args.seed:
+                _say(f"learning rates: {best_rates(desk)}")
+            for seed in study.seeds if not only else args.seed or ():
+                run_seed(desk, seed)
     except Interrupted:
         print(f"stopped; continue with: {shlex.join([Path(sys.executable).name, *sys.argv])}", file=sys.stderr)
         return 130

@@ -144,7 +144,8 @@ def test_a_whole_study_stopped_and_continued(tmp_path):
         assert set(arm["final"]["accuracy"]) == {"digit", "direction"}
     costs = {name: arm["flops"] for name, arm in result["arms"].items()}
     assert len(costs["vanilla"]) == 1 and len(costs["pyramid"]) == 3
-    assert costs["pyramid"][0] == costs["vanilla"][0] > 1.8 * costs["pyramid"][1] > 3 * costs["pyramid"][2]
+    assert costs["pyramid"][0] == pytest.approx(costs["vanilla"][0], rel=0.05)  # the pairing counts too
+    assert costs["vanilla"][0] > 1.8 * costs["pyramid"][1] > 3 * costs["pyramid"][2]
     base = result["arms"]["vanilla"]["final"]["distance"]
     paired = result["paired"]["pyramid"]
     assert paired["difference"] == pytest.approx(result["arms"]["pyramid"]["final"]["distance"] - base)
