@@ -42,6 +42,7 @@ def recipe(tiny_values, tmp_path):
     values["train"] |= {"lr_schedule": "cosine", "warmup_steps": 5, "lr": 5e-3, "ema_decay": 0.95}
     log = {"trackers": ["tensorboard"], "every_steps": 2, "checkpoint_every_steps": EVERY, "keep_checkpoints": 3}
     values["log"] = log
+    values["validation"] = {"every_steps": 5, "clips": 4, "quantiles": 2, "samples": 1, "sample_steps": 3}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -151,6 +152,12 @@ def scalars(out):
     return {tag: [(p.step, p.value) for p in accumulator.Scalars(tag)] for tag in tags}
 
 
+def validations(out):
+    """The lines of all validations, without what clocks said."""
+    records = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in ("seconds", "took")} for record in records]
+
+
 def assert_same_run(a, b, steps=STEPS):
     """Weights, averages, moments, losses, counters and logged curves of two finished runs, bit for bit."""
     (one, first), (two, second) = (ckpt.read_checkpoint(ckpt.checkpoints(out)[-1]) for out in (a, b))
@@ -168,6 +175,12 @@ def assert_same_run(a, b, steps=STEPS):
     curves = scalars(a)
     assert [step for step, _ in curves["loss"]] == list(range(2, steps + 1, 2))
     assert scalars(b) == curves
+    assert [record["step"] for record in validations(a)] == [*range(5, steps, 5), steps]
+    assert validations(b) == validations(a)
+    for record in validations(a):
+        assert [(a / name).read_bytes() for name in record["samples"]] == [
+            (b / name).read_bytes() for name in record["samples"]
+        ]
 
 
 def finish(start, recipe, out, *more):

@@ -4,7 +4,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -35,6 +35,7 @@ class Status:
         loss: mean loss since the last report.
         tokens_per_second: tokens the network saw a training second.
         stage_losses: mean loss of every stage seen since the last report.
+        held_out: mean loss of every stage at the last validation; empty without one.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Status:
     loss: float
     tokens_per_second: float
     stage_losses: dict[int, float]
+    held_out: dict[int, float] = field(default_factory=dict)
 
     @property
     def eta(self) -> float:
@@ -51,9 +53,9 @@ class Status:
 
     def line(self) -> str:
         """The status in one line of text."""
-        stages = " ".join(f"s{k} {loss:.4f}" for k, loss in sorted(self.stage_losses.items()))
+        held_out = f"held-out ({_by_stage(self.held_out)})  " if self.held_out else ""
         return (
-            f"step {self.step}  loss {self.loss:.4f} ({stages})  "
+            f"step {self.step}  loss {self.loss:.4f} ({_by_stage(self.stage_losses)})  {held_out}"
             f"{self.tokens_per_second:,.0f} tokens/s  {clock(self.seconds)} done, {clock(self.eta)} left"
         )
 
@@ -95,6 +97,10 @@ class Recent:
         everything = [loss for v in self.losses.values() for loss in v]
         rate = self.tokens / self.seconds if self.seconds else 0.0
         return Status(step, seconds, fraction, sum(everything) / len(everything), rate, stages)
+
+
+def _by_stage(losses: Mapping[int, float]) -> str:
+    return " ".join(f"s{k} {loss:.4f}" for k, loss in sorted(losses.items()))
 
 
 def clock(seconds: float) -> str:

@@ -79,5 +79,8 @@ def check_folder(out: Path, config: Section, resume: bool) -> Path | None:
 
 def may_change(line: str) -> bool:
     """Keys that a resumed run may set anew: its budget and what it leaves behind, not what it computes."""
-    budget, kept = ("train.steps:", "train.seconds:"), ("log.", "data.workers:", "data.cache", "data.latents:")
+    budget, kept = (
+        ("train.steps:", "train.seconds:"),
+        ("log.", "validation.", "data.workers:", "data.cache", "data.latents:"),
+    )
     return line.startswith((*budget, *kept))

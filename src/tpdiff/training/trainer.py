@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
 from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate
-from tpdiff.training.progress import Recent, Report
+from tpdiff.training.progress import Recent, Report, Status
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
 from tpdiff.training.setup import build_conditioner, check_folder, check_sizes, frame_rate, open_dataset
 from tpdiff.training.state import capture, check_same_run, restore
 from tpdiff.training.trackers import check_trackers, start_trackers
+from tpdiff.training.validation import Validation
 
 
 class Trainer:
@@ -78,8 +80,10 @@ class Trainer:
         self.recent = Recent()
         self.stop_requested = self._stop_agreed = False
         self._stream: Iterator[dict[str, Any]] | None = None
+        self._status: Status | None = None  # the last reported
         if found is not None:
             restore(self, found)
+        self.validation = Validation(self) if config.validation.on else None
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             ckpt.write_whole(self.out / "config.yaml", dump_config(config))
@@ -100,14 +104,23 @@ class Trainer:
         """Whether the budget is spent."""
         return self.fraction >= 1
 
+    @property
+    def stopping(self) -> bool:
+        """Whether to stop now; of several processes all say the same."""
+        return self.stop_requested if self.accelerator.num_processes == 1 else self._stop_agreed
+
     def run(self, seconds: float = math.inf, report: Report | None = None) -> None:
         """Train until the budget is spent, `seconds` more training seconds have passed, or a stop is asked for.
 
-        A step counts from the asking for its clips; checkpoints, reports and the start of the workers do not count.
+        A step counts from the asking for its clips; checkpoints, validation, reports and the start of the workers do
+        not count.
         """
         self._open_stream()
         until, log = self.seconds + seconds, self.config.log
-        while not self.done and self.seconds < until and not self._stopping:
+        while not self.done and self.seconds < until and not self.stopping:
+            self._validate(report)  # first, so that a run resumed at this step does what it would have done
+            if self.stopping:
+                break
             started = time.perf_counter()
             batches = [self._next_batch() for _ in range(self.config.train.accumulation)]
             parts = self.train_step(batches)
@@ -124,6 +137,8 @@ class Trainer:
                 self._report(report)
             if log.checkpoint_every_steps and self.step % log.checkpoint_every_steps == 0 and not self.done:
                 self.save()
+        if self.done and not self.stopping:
+            self._validate(report)
 
     def request_stop(self) -> None:
         """End `run` after the step under way."""
@@ -246,11 +261,6 @@ class Trainer:
         """Gradients are exchanged with the last backward pass of a step only."""
         return torch.enable_grad() if now else self.accelerator.no_sync(self.wrapped)
 
-    @property
-    def _stopping(self) -> bool:
-        """Whether to stop now; of several processes all say the same."""
-        return self.stop_requested if self.accelerator.num_processes == 1 else self._stop_agreed
-
     def _agree(self, elapsed: float) -> float:
         """The mean time of a step over all processes, so that all end together; a stop asked of one stops all."""
         if self.accelerator.num_processes == 1:
@@ -272,6 +282,13 @@ class Trainer:
         assert self._stream is not None
         return next(self._stream)
 
+    def _validate(self, report: Report | None) -> None:
+        if self.validation is None or not self.validation.due(self):
+            return
+        self.validation.run(self)
+        if self._status is not None:
+            self._tell(report, self._status)
+
     def _report(self, report: Report | None) -> None:
         recent, self.recent = self.recent, Recent()
         status = recent.status(self.step, self.seconds, self.fraction)
@@ -284,5 +301,10 @@ class Trainer:
         values |= {"alignment_gain": recent.mean_gain(), "training_seconds": self.seconds}
         if self.config.log.trackers:
             self.accelerator.log(values, step=self.step)
+        self._status = status
+        self._tell(report, status)
+
+    def _tell(self, report: Report | None, status: Status) -> None:
         if report is not None and self.accelerator.is_main_process:
-            report(status)
+            held_out = {} if self.validation is None else self.validation.losses
+            report(replace(status, held_out=held_out))

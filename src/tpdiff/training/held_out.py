@@ -1,0 +1,130 @@
+"""The loss on clips that are not trained on, per stage and per timestep quantile, always at the same noise.
+
+Nothing here depends on the step, on the training seed or on what was measured before, so figures can be compared over
+a run and between runs that share a validation seed, and the same weights give the same figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpdiff.models.conditioning import Conditioner
+from tpdiff.pyramid.noise import randn
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.training.config import Config
+from tpdiff.training.objective import sample_errors
+from tpdiff.training.randomness import sample_generators
+from tpdiff.training.setup import open_clips
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Clips, uint8 (N, 3, T, H, W), with their captions."""
+
+    video: Tensor
+    captions: list[str]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The distinct captions, in order of appearance."""
+        return list(dict.fromkeys(self.captions))
+
+
+def open_held_out(config: Config) -> HeldOut:
+    """The clips that a run is validated on: of each held-out video one, at a start drawn by the validation seed.
+
+    Raises:
+        ValueError: the clips are not apart from those trained on, or there are none, or one lacks a caption.
+    """
+    data, validation = config.data, config.validation
+    if data.split in (None, validation.split):
+        raise ValueError(
+            f"validation.split {validation.split!r} is not apart from data.split {data.split!r}: validation needs "
+            'clips that are not trained on, such as data.split=train and validation.split=test, "split" of each '
+            "video in metadata.jsonl, or subfolders train and test"
+        )
+    cache = "disk" if data.cache == "disk" else "none"
+    try:
+        dataset = open_clips(
+            data.model_copy(update={"split": validation.split, "cache": cache}),
+            validation.seed,
+            require_captions=config.condition.kind != "none",
+        )
+    except ValueError as error:
+        raise ValueError(f"validation.split {validation.split!r}: {error}") from error
+    items = [dataset[i] for i in range(min(validation.clips, len(dataset)))]
+    return HeldOut(torch.stack([item["video"] for item in items]), [item["caption"] for item in items])
+
+
+def midpoints(count: int) -> list[float]:
+    """Where in each stage the loss is taken, u in (0, 1): the middles of `count` equal parts; 0 is the clean end."""
+    return [(j + 0.5) / count for j in range(count)]
+
+
+@torch.no_grad()
+def quantile_losses(
+    network: nn.Module,
+    pyramid: Pyramid,
+    held_out: HeldOut,
+    encode: Callable[[Tensor], Tensor],
+    conditioner: Conditioner,
+    config: Config,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[int, list[float]] | None:
+    """Mean loss over the clips at every quantile of every stage, without alignment and with every caption told.
+
+    Args:
+        network: the denoiser, in inference mode.
+        pyramid: the stages.
+        held_out: the clips.
+        encode: uint8 clips (B, 3, T, H, W) to latents.
+        conditioner: captions to keyword arguments of the network.
+        config: the run; its section `validation` says how many quantiles and which seed.
+        device: where the network is.
+        autocast: precision of the forward pass.
+        stop: asked before every batch whether to give up.
+
+    Returns:
+        stage -> one loss a quantile, or None where it was given up.
+    """
+    validation, quantiles = config.validation, midpoints(config.validation.quantiles)
+    totals = {k: [0.0] * len(quantiles) for k in range(len(pyramid))}
+    for first in range(0, len(held_out.video), validation.batch_size):
+        if stop():
+            return None
+        numbers = range(first, min(first + validation.batch_size, len(held_out.video)))
+        latents = encode(held_out.video[numbers.start : numbers.stop])
+        condition = conditioner.encode([_told(held_out.captions[i], config) for i in numbers], device)
+        for k in totals:
+            clean = pyramid.down(latents, k)
+            coarse = pyramid.down(latents, k + 1) if k + 1 < len(pyramid) else None
+            generators = sample_generators(validation.seed, numbers, f"held-out stage {k}")
+            for j, u in enumerate(quantiles):
+                with autocast():
+                    errors = sample_errors(
+                        network,
+                        network.config,
+                        pyramid,
+                        clean,
+                        coarse,
+                        k,
+                        condition,
+                        randn(clean.shape, generators, device),
+                        torch.full((len(clean),), u, dtype=torch.float64),
+                        config.train,
+                        config.diffusion.prediction,
+                    )
+                totals[k][j] += float(errors.double().sum())
+    return {k: [total / len(held_out.video) for total in row] for k, row in totals.items()}
+
+
+def _told(caption: str, config: Config) -> str | None:
+    return None if config.condition.kind == "none" else caption

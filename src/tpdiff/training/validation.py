@@ -1,0 +1,242 @@
+"""Validation during training: held-out losses, sampled videos and a distance, of the averaged weights.
+
+It draws no random number of the training's and is no part of its seconds: a run with validation is the run without.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tpdiff.data import write_video
+from tpdiff.metrics.distance import frechet_distance
+from tpdiff.metrics.features import efficientnet_features
+from tpdiff.metrics.reference import Reference
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.sampling.steps import split_steps
+from tpdiff.training.checkpoint import write_whole
+from tpdiff.training.config import Config
+from tpdiff.training.held_out import midpoints, open_held_out, quantile_losses
+from tpdiff.training.randomness import sample_generators
+
+if TYPE_CHECKING:
+    from tpdiff.training.trainer import Trainer
+
+RECORDS, FOLDER = "validation.jsonl", "validation"
+
+
+class Validation:
+    """What a run is measured by, and what was measured: one line a validation in `validation.jsonl`.
+
+    Attributes:
+        records: the lines, oldest first.
+        held_out: the clips.
+
+    Args:
+        trainer: the run, already restored: lines after its step are of a run that died, and go.
+
+    Raises:
+        ValueError: no held-out clips, captions that the model cannot be told, too few sampling steps, or a distance
+            without the package for its features.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.config: Config = trainer.config
+        self.out, self.device = trainer.out, trainer.device
+        self.records = _records(self.out / RECORDS, trainer.step)
+        if not trainer.accelerator.is_main_process:
+            return
+        wanted = self.config.validation
+        if wanted.samples or wanted.distance_clips:
+            split_steps(wanted.sample_steps, len(trainer.pyramid))
+        features = efficientnet_features(self.device) if wanted.distance_clips else None
+        self.held_out = open_held_out(self.config)
+        if self.config.condition.kind != "none":
+            trainer.conditioner.check(self.held_out.prompts)
+        self.reference = None if features is None else self._fit_reference(features)
+        if self.reference is not None and self.config.condition.kind != "none":
+            trainer.conditioner.check([clip.source.entry.caption for clip in self.reference.clips])
+        _forget_after(self.out, trainer.step, self.records)
+
+    @property
+    def seconds(self) -> float:
+        """What all validations of the run took."""
+        return sum(record["took"] for record in self.records)
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Mean loss of every stage at the last validation; empty before the first."""
+        return {int(k): v for k, v in self.records[-1]["loss"].items()} if self.records else {}
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether a multiple of `every_steps` or `every_seconds` was passed since the last validation, or the run's
+        end was reached.
+        """
+        step, seconds = (self.records[-1]["step"], self.records[-1]["seconds"]) if self.records else (0, 0.0)
+        wanted = self.config.validation
+        passed = [trainer.step // n > step // n for n in (wanted.every_steps,) if n]
+        passed += [trainer.seconds // s > seconds // s for s in (wanted.every_seconds,) if s]
+        return any(passed) or (trainer.done and trainer.step > step)
+
+    def run(self, trainer: Trainer) -> None:
+        """Measure the averaged weights as they are now and write the record; a stop that is asked for leaves none.
+        Collective: every process calls it.
+        """
+        record: dict[str, Any] | None = {"step": trainer.step, "seconds": trainer.seconds, "loss": {}, "took": 0.0}
+        if trainer.accelerator.is_main_process:
+            record = self._measure(trainer)
+        if record is not None:
+            self.records.append(record)
+        trainer.accelerator.wait_for_everyone()
+
+    def _measure(self, trainer: Trainer) -> dict[str, Any] | None:
+        started = time.perf_counter()
+        wanted = self.config.validation
+        losses = quantile_losses(
+            trainer.ema.network,
+            trainer.pyramid,
+            self.held_out,
+            trainer.latents,
+            trainer.conditioner,
+            self.config,
+            self.device,
+            trainer.accelerator.autocast,
+            lambda: trainer.stopping,
+        )
+        if losses is None:
+            return None
+        pipeline = self._sampler(trainer)
+        samples = self._write_samples(trainer, pipeline) if wanted.samples else []
+        distance = self._distance(trainer, pipeline) if wanted.distance_clips else None
+        if samples is None or (distance is None and wanted.distance_clips):
+            return None
+        means = {str(k): sum(row) / len(row) for k, row in losses.items()}
+        record = {
+            "step": trainer.step,
+            "seconds": trainer.seconds,
+            "tokens": trainer.tokens,
+            "clips": len(self.held_out.video),
+            "loss": means,
+            "quantiles": midpoints(wanted.quantiles),
+            "losses": {str(k): row for k, row in losses.items()},
+            "distance": distance,
+            "samples": samples,
+            "took": time.perf_counter() - started,
+        }
+        if self.config.log.trackers:
+            values = {f"validation/loss_stage_{k}": value for k, value in means.items()}
+            values |= {} if distance is None else {"validation/distance": distance["value"]}
+            trainer.accelerator.log(values, step=trainer.step)
+        with (self.out / RECORDS).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return record
+
+    def _sampler(self, trainer: Trainer) -> PyramidPipeline:
+        """A pipeline over the averaged weights, in bf16 where they are trained in it."""
+        pipeline = trainer.pipeline()
+        if self.config.train.precision == "bf16":
+            transformer = copy.deepcopy(pipeline.transformer)
+            torch.nn.Module.to(transformer, dtype=torch.bfloat16)
+            pipeline.register_modules(transformer=transformer)
+        return pipeline
+
+    def _write_samples(self, trainer: Trainer, pipeline: PyramidPipeline) -> list[str] | None:
+        """Videos of the first captions with a `metadata.jsonl`; their paths from the run's folder on."""
+        folder = self.out / FOLDER / f"step-{trainer.step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        captions = self._captions(self.held_out.prompts, self.config.validation.samples)
+        lines: list[dict[str, Any]] = []
+        for batch in self._sampled(trainer, pipeline, captions, "sample"):
+            for video in batch:
+                name = f"{len(lines):04d}.mp4"
+                write_video(folder / name, video.permute(1, 2, 3, 0).contiguous(), pipeline.config.fps)
+                lines.append({"file_name": name, "caption": captions[len(lines)]})
+        if len(lines) < len(captions):
+            return None
+        write_whole(folder / "metadata.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        return [str((folder / line["file_name"]).relative_to(self.out)) for line in lines]
+
+    def _distance(self, trainer: Trainer, pipeline: PyramidPipeline) -> dict[str, Any] | None:
+        """The distance of fresh samples, with real against real at as many clips beside it."""
+        reference, count = self.reference, self.config.validation.distance_clips
+        assert reference is not None
+        captions = self._captions([clip.source.entry.caption or "" for clip in reference.clips], count)
+        made = [reference.project(batch) for batch in self._sampled(trainer, pipeline, captions, "distance")]
+        if sum(map(len, made)) < count:
+            return None
+        value, floor = frechet_distance(reference.real, np.concatenate(made)), reference.floor_at(count)
+        real = len(reference.real)
+        return {"name": reference.features.distance, "value": value, "clips": count, "real": real, "floor": floor}
+
+    def _sampled(
+        self, trainer: Trainer, pipeline: PyramidPipeline, captions: list[str | None], purpose: str
+    ) -> Iterator[Tensor]:
+        """uint8 (B, 3, T, H, W), batch by batch, always from the same noise; ends early when a stop is asked for."""
+        wanted = self.config.validation
+        for first in range(0, len(captions), wanted.batch_size):
+            if trainer.stopping:
+                return
+            chunk = captions[first : first + wanted.batch_size]
+            generators = sample_generators(wanted.seed, range(first, first + len(chunk)), f"validation {purpose}")
+            frames: Any = pipeline(
+                chunk,
+                steps=wanted.sample_steps,
+                guidance_scale=wanted.guidance_scale,
+                generator=generators,
+                output_type="pt",
+            ).frames
+            yield (frames.float() * 255).round().to(torch.uint8).transpose(1, 2).contiguous().cpu()
+
+    def _captions(self, known: list[str], count: int) -> list[str | None]:
+        """So many captions, the known ones again and again; None each for a model without."""
+        told = self.config.condition.kind != "none"
+        return [known[i % len(known)] if told else None for i in range(count)]
+
+    def _fit_reference(self, features: Any) -> Reference:
+        data, wanted = self.config.data, self.config.validation
+        return Reference.fit(
+            data.path,
+            frames=data.frames,
+            height=data.height,
+            width=data.width,
+            fps=data.fps,
+            resize=data.resize,
+            seed=wanted.seed,
+            split=wanted.split,
+            fit_split=data.split,
+            cache_dir=Path(data.cache_dir or self.out / FOLDER) / "features",
+            features=features,
+        )
+
+
+def _records(path: Path, step: int) -> list[dict[str, Any]]:
+    """The lines up to a step; one that a death cut short counts as absent."""
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [record for record in found if record["step"] <= step]
+
+
+def _forget_after(out: Path, step: int, records: list[dict[str, Any]]) -> None:
+    """Remove lines and samples of what a run that died did after its last checkpoint."""
+    if (out / RECORDS).is_file():
+        write_whole(out / RECORDS, "".join(json.dumps(record) + "\n" for record in records))
+    for folder in (out / FOLDER).glob("step-*"):
+        number = folder.name.removeprefix("step-")
+        if number.isdigit() and int(number) > step:
+            shutil.rmtree(folder, ignore_errors=True)
