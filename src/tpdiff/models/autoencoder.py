@@ -1,20 +1,21 @@
 """Any diffusers autoencoder, of images or of videos, behind two functions over (B, C, T, H, W)."""
 
 import json
-from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, AutoModel
+from diffusers import AutoModel
 from diffusers import __version__ as diffusers
 from torch import Tensor, nn
 
+from tpdiff.models.video_autoencoder import VideoAutoencoder
+
 
 def load_autoencoder(folder: str) -> nn.Module:
-    """A frozen autoencoder in evaluation mode from a diffusers folder (safetensors only), or from the newest
-    checkpoint of a run that trained one.
+    """A frozen autoencoder in evaluation mode: one of diffusers', or our own `VideoAutoencoder`, from a folder that
+    save_pretrained wrote (safetensors only) or from the newest checkpoint of a run that trained one.
 
     Raises:
         ValueError: no autoencoder there.
@@ -23,51 +24,16 @@ def load_autoencoder(folder: str) -> nn.Module:
     if not (place / "config.json").is_file():
         place = max((p.parent for p in place.glob("checkpoints/step-*/config.json")), default=place)
     try:
-        vae = AutoModel.from_pretrained(str(place) if place.is_dir() else folder, use_safetensors=True)
+        kind = VideoAutoencoder if _class_name(place) == VideoAutoencoder.__name__ else AutoModel
+        vae = kind.from_pretrained(str(place) if place.is_dir() else folder, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"no autoencoder in {folder!r}: {' '.join(str(error).split())}") from error
+    absent = [name for name, p in vae.named_parameters() if p.is_meta]
+    if absent:
+        raise ValueError(f"no autoencoder in {folder!r}: its weights are of another network ({absent[0]} is missing)")
     if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
         raise ValueError(f"{folder!r} holds a {type(vae).__name__}, which cannot encode and decode")
     return vae.eval().requires_grad_(False)
-
-
-def small_autoencoder(
-    latent_channels: int, base_dim: int, dim_mult: Sequence[int], num_res_blocks: int, patch_size: int
-) -> nn.Module:
-    """An untrained video autoencoder, causal in time (1 + 4n frames become 1 + n), latents not yet normalised.
-
-    Patches of `patch_size`² pixels are its channels; both sides are halved between the levels of `dim_mult`
-    (widths in multiples of `base_dim`), and time is halved with the last two of these. The posterior begins narrow
-    (σ = e^-3), so that its noise does not drown latents that still say little.
-
-    Raises:
-        ValueError: widths that its shortcuts, which average or repeat channels, cannot join.
-    """
-    halvings, channels = len(dim_mult) - 1, 3 * patch_size**2
-    try:
-        vae: Any = AutoencoderKLWan(
-            base_dim=base_dim,
-            z_dim=latent_channels,
-            dim_mult=list(dim_mult),
-            num_res_blocks=num_res_blocks,
-            temperal_downsample=[level >= halvings - 2 for level in range(halvings)],
-            is_residual=True,
-            in_channels=channels,
-            out_channels=channels,
-            patch_size=patch_size,
-            scale_factor_spatial=patch_size * 2**halvings,
-            latents_mean=[0.0] * latent_channels,
-            latents_std=[1.0] * latent_channels,
-        )
-    except (ValueError, AssertionError) as error:
-        near = [1, *[2] * halvings]
-        raise ValueError(
-            f"dim_mult {list(dim_mult)}: widths are joined by averaging or repeating channels, so that neighbours must "
-            f"divide and the last two agree; nearest sure choice: {near}"
-        ) from error
-    with torch.no_grad():
-        vae.quant_conv.bias[latent_channels:] = -6.0
-    return vae
 
 
 _FRAMES, _SIDE = 16, 64  # of a probe, the first frame apart: any compression divides them
@@ -95,6 +61,12 @@ def decode_video(vae: Any, latents: Tensor) -> Tensor:
         return vae.decode(z, return_dict=False)[0].float()
     video = vae.decode(z.transpose(1, 2).flatten(0, 1), return_dict=False)[0]
     return video.unflatten(0, (-1, latents.shape[2])).transpose(1, 2).float()
+
+
+def _class_name(folder: Path) -> str | None:
+    """The class whose weights a folder holds, as its config.json says."""
+    path = folder / "config.json"
+    return json.loads(path.read_text()).get("_class_name") if path.is_file() else None
 
 
 def _is_video(vae: nn.Module) -> bool:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tpdiff.data import ClipDataset, to_float
 from tpdiff.data.stream import generator_for
-from tpdiff.models.autoencoder import small_autoencoder
 from tpdiff.models.memory import keep_freed_memory
+from tpdiff.models.video_autoencoder import VideoAutoencoder
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.autoencoder_config import AutoencoderConfig
 from tpdiff.training.batches import open_batches
@@ -50,8 +50,9 @@ class AutoencoderStatus:
 class AutoencoderTrainer:
     """One training run in one folder, on one device.
 
-    Every checkpoint is a diffusers folder: the averaged weights, with the mean and deviation of their own latents
-    over `statistics_clips` training clips, so that `tpdiff.models.autoencoder.load_autoencoder` takes it as it is.
+    Every checkpoint is a folder as save_pretrained writes it: the averaged weights, with the mean and deviation of
+    their latents over `statistics_clips` training clips, so that `tpdiff.models.autoencoder.load_autoencoder` takes
+    it as it is.
 
     Args:
         config: what to train.
@@ -71,7 +72,10 @@ class AutoencoderTrainer:
         self.dataset = open_clips(config.data, config.seed, require_captions=False)
         self.held_out = self._open_held_out()
         torch.manual_seed(config.seed)
-        self.network = small_autoencoder(**config.autoencoder.model_dump()).to(self.device)
+        self.network = VideoAutoencoder(**config.autoencoder.model_dump()).to(self.device)
+        if found is None:
+            clips = self._clips(self.dataset, config.statistics_clips)
+            self.network.start_from_components(to_float(clip.to(self.device)) for clip in clips)
         self.ema = EMA(self.network, config.train.ema_decay)
         self.optimizer = build_optimizer(self.network, config.train)
         self.step, self.seconds = 0, 0.0

@@ -9,33 +9,18 @@ from pydantic import Field, field_validator, model_validator
 from tpdiff.training.config import Config, DataConfig, LogConfig, Section
 from tpdiff.training.load_config import build, build_config, read_values
 
-TIME_RATIO = 4  # frames a latent frame, the first frame apart: fixed in diffusers' AutoencoderKLWan
-
 
 class AutoencoderModelConfig(Section):
-    """The network, diffusers' `AutoencoderKLWan`: causal in time, 1 + 4n frames become 1 + n.
-
-    It takes patches of `patch_size`² pixels for channels, then halves both sides between its levels, one level an
-    entry of `dim_mult` (widths in multiples of `base_dim`); the last two halvings halve time as well.
+    """The network, `tpdiff.models.video_autoencoder.VideoAutoencoder`: patches of `time_patch` frames and
+    `patch_size`² pixels become one latent of `latent_channels` each.
     """
 
-    latent_channels: int = Field(8, ge=1)
-    base_dim: int = Field(16, ge=4)
-    dim_mult: list[int] = Field([1, 2, 2], min_length=3)
-    num_res_blocks: int = Field(1, ge=1)
-    patch_size: int = Field(2, ge=1)
-
-    @field_validator("dim_mult")
-    @classmethod
-    def _widths_are_positive(cls, value: list[int]) -> list[int]:
-        if min(value) < 1:
-            raise ValueError(f"autoencoder.dim_mult needs whole numbers from 1 up, got {value}")
-        return value
-
-    @property
-    def space_ratio(self) -> int:
-        """Pixels a side of one latent element."""
-        return int(self.patch_size * 2 ** (len(self.dim_mult) - 1))
+    latent_channels: int = Field(32, ge=1)
+    hidden_size: int = Field(96, ge=8)
+    encoder_layers: int = Field(2, ge=0)
+    decoder_layers: int = Field(4, ge=0)
+    patch_size: Literal[4, 8, 16] = 8
+    time_patch: Literal[2, 4, 8] = 4
 
 
 class AutoencoderTrainConfig(Section):
@@ -44,19 +29,20 @@ class AutoencoderTrainConfig(Section):
     A run ends at `steps` or at `seconds` of training time, whichever comes first.
     """
 
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(2, ge=1)
     steps: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0)
     kl_weight: float = Field(1e-4, ge=0)
-    edge_weight: float = Field(0.5, ge=0)
-    motion_weight: float = Field(0.5, ge=0)
-    lr: float = Field(2e-3, gt=0)
+    square_weight: float = Field(4.0, ge=0)
+    edge_weight: float = Field(0.25, ge=0)
+    motion_weight: float = Field(0.25, ge=0)
+    lr: float = Field(1e-3, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: int = Field(50, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
-    ema_decay: float = Field(0.99, ge=0, lt=1)
+    ema_decay: float = Field(0.998, ge=0, lt=1)
     precision: Literal["bf16", "no"] = "no"
 
     @field_validator("precision", mode="before")
@@ -80,7 +66,9 @@ class HeldOutConfig(Section):
 
 
 class AutoencoderConfig(Section):
-    """A whole run. `statistics_clips` training clips give the mean and deviation that normalise latents."""
+    """A whole run. `statistics_clips` training clips give the principal components that the network begins as, and in
+    the end the mean and deviation that normalise latents.
+    """
 
     seed: int = Field(0, ge=0)
     data: DataConfig
@@ -93,17 +81,19 @@ class AutoencoderConfig(Section):
     @model_validator(mode="after")
     def _sizes_fit(self) -> "AutoencoderConfig":
         """Refuse clips that the network cannot take whole: causal in time, and halved side by side."""
-        frames, side = self.data.frames, self.autoencoder.space_ratio
-        if frames % TIME_RATIO != 1:
-            near = 1 + TIME_RATIO * max(0, round((frames - 1) / TIME_RATIO))
-            raise ValueError(f"data.frames {frames} is not 1 + {TIME_RATIO}n; nearest: {near}")
+        frames, time, side = self.data.frames, self.autoencoder.time_patch, self.autoencoder.patch_size
+        if frames % time != 1:
+            near = 1 + time * max(0, round((frames - 1) / time))
+            raise ValueError(f"data.frames {frames} is not 1 + {time}n (autoencoder.time_patch); nearest: {near}")
         for name, pixels in (("height", self.data.height), ("width", self.data.width)):
             if pixels % side:
                 near = side * max(1, round(pixels / side))
                 raise ValueError(
-                    f"data.{name} {pixels} is not a multiple of {side} (autoencoder.patch_size "
-                    f"{self.autoencoder.patch_size} × {side // self.autoencoder.patch_size}); nearest: {near}"
+                    f"data.{name} {pixels} is not a multiple of {side} (autoencoder.patch_size); nearest: {near}"
                 )
+        channels, width = self.autoencoder.latent_channels, self.autoencoder.hidden_size
+        if channels > width:
+            raise ValueError(f"autoencoder.latent_channels {channels} is above hidden_size {width}; nearest: {width}")
         if self.log.trackers:
             raise ValueError(f"log.trackers {self.log.trackers} are not used for an autoencoder; nearest: []")
         return self

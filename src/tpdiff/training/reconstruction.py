@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tpdiff.data import to_float
+from tpdiff.data import to_float, to_uint8
+from tpdiff.metrics.similarity import WINDOW, psnr, ssim
 from tpdiff.models.autoencoder import decode_video, encode_video
 from tpdiff.training.autoencoder_config import AutoencoderTrainConfig
 
@@ -44,7 +46,8 @@ def reconstruction_loss(
 
     With e = x̂ - x, the mean over all elements written ⟨·⟩, and forward differences ∂:
 
-        L = ⟨√(e² + ε²) - ε⟩ + w_edge (⟨|∂_h e|⟩ + ⟨|∂_w e|⟩) / 2 + w_motion ⟨|∂_t e|⟩ + w_kl ⟨½ (μ² + σ² - 1 - ln σ²)⟩
+        L = ⟨√(e² + ε²) - ε⟩ + w_square ⟨e²⟩ + w_edge (⟨|∂_h e|⟩ + ⟨|∂_w e|⟩) / 2 + w_motion ⟨|∂_t e|⟩
+            + w_kl ⟨½ (μ² + σ² - 1 - ln σ²)⟩
 
     Args:
         vae: causal in time; encode gives a posterior N(μ, σ²).
@@ -60,8 +63,9 @@ def reconstruction_loss(
     edges = (error.diff(dim=3).abs().mean() + error.diff(dim=4).abs().mean()) / 2
     motion = error.diff(dim=2).abs().mean() if error.shape[2] > 1 else error.new_zeros(())
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    total = pixels + train.edge_weight * edges + train.motion_weight * motion + train.kl_weight * kl
-    return ReconstructionLoss(total, pixels.detach(), kl.detach(), error.detach().square().mean())
+    square = error.square().mean()
+    total = pixels + train.square_weight * square + train.edge_weight * edges + train.motion_weight * motion
+    return ReconstructionLoss(total + train.kl_weight * kl, pixels.detach(), kl.detach(), square.detach())
 
 
 def psnr_of(error: float) -> float:
@@ -84,31 +88,37 @@ def latent_statistics(vae: Any, clips: Iterable[Tensor], device: torch.device) -
 
 @dataclass(frozen=True)
 class Quality:
-    """How well held-out clips are reconstructed.
+    """How well held-out clips are reconstructed, as 8-bit video: means over the clips.
 
     Attributes:
         clips: how many.
-        psnr: dB, the mean over the clips.
-        still_psnr: that of showing each clip's mean frame throughout, for comparison.
+        psnr: dB.
+        ssim: at most 1; None for frames smaller than its window.
+        still_psnr: dB, of showing each clip's mean frame throughout, for comparison.
     """
 
     clips: int
     psnr: float
+    ssim: float | None
     still_psnr: float
 
     def line(self) -> str:
-        return (
-            f"{self.clips} held-out clips: PSNR {self.psnr:.2f} dB (each clip's mean frame: {self.still_psnr:.2f} dB)"
-        )
+        """The figures in one line of text."""
+        alike = "" if self.ssim is None else f", SSIM {self.ssim:.3f}"
+        still = f"{self.still_psnr:.2f} dB"
+        return f"{self.clips} held-out clips: PSNR {self.psnr:.2f} dB{alike} (each clip's mean frame: {still})"
 
 
 @torch.no_grad()
 def measure(vae: Any, clips: Iterable[Tensor], device: torch.device) -> Quality:
     """Reconstruct uint8 clips (3, T, H, W), one at a time, through `encode_video` and `decode_video`."""
-    ours, still = [], []
+    ours, alike, still = [], [], []
     for clip in clips:
-        clean = to_float(clip[None].to(device))
-        decoded = decode_video(vae, encode_video(vae, clean)).clamp(-1, 1)
-        ours.append(psnr_of(float((decoded - clean).square().mean())))
-        still.append(psnr_of(float((clean.mean(2, keepdim=True) - clean).square().mean())))
-    return Quality(len(ours), sum(ours) / len(ours), sum(still) / len(still))
+        real = clip[None]
+        made = to_uint8(decode_video(vae, encode_video(vae, to_float(real.to(device))))).cpu()
+        ours.append(float(psnr(made, real)))
+        if min(real.shape[3:]) >= WINDOW:
+            alike.append(float(ssim(made, real)))
+        frame = real.float().mean(2, keepdim=True).round().to(torch.uint8)
+        still.append(float(psnr(frame.expand_as(real), real)))
+    return Quality(len(ours), fmean(ours), fmean(alike) if alike else None, fmean(still))
