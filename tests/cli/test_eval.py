@@ -92,7 +92,7 @@ def test_the_table_shows_floor_protocol_and_warning(real, made, cache):
     assert code == 0, err
     for part in ("frechet distance", "(floor)", "kernel distance", "flicker", "warping error", "protocol", "features:"):
         assert part in out, part
-    assert "warning: 6 clips are too few even for the demo" in err
+    assert "warning: 6 clips are too few even for the demo" in out
     assert "FVD" not in out
 
 

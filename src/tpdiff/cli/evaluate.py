@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,7 +160,7 @@ def _tell(quality: Quality, made: Path) -> None:
     for line in _protocol_lines(quality.protocol):
         console.print(line, soft_wrap=True, highlight=False)
     if quality.warning:
-        print(f"warning: {quality.warning}", file=sys.stderr)
+        console.print(f"warning: {quality.warning}", style="bold", soft_wrap=True, highlight=False)
 
 
 def _protocol_lines(protocol: dict[str, Any]) -> Iterator[str]:
