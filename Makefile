@@ -10,6 +10,9 @@ TORCH_INDEX ?=
 # A PyTorch that already drives a GPU is used as it is.
 HAS_CUDA := $(shell $(PYTHON) -c "import torch; print(int(torch.cuda.is_available()))" 2>/dev/null)
 
+# Threads that wait asleep leave their core to whatever else runs (src/tpdiff/threads.py).
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: help demo test test-slow lint bench claim clean
 
 help:  ## What can be made

@@ -120,6 +120,14 @@ def test_help_is_quick_and_the_module_is_the_command():
     assert "sample" in done.stdout
 
 
+def test_threads_wait_asleep_unless_the_user_has_chosen():
+    look = "import tpdiff.cli, os, sys; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for environment, policy in ((others, "PASSIVE"), (others | {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        told = subprocess.run([sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=True)
+        assert told.stdout.strip() == policy
+
+
 def test_the_module_refuses_as_the_command_does(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tpdiff", "train", str(tmp_path / "none.yaml")],

@@ -4,7 +4,11 @@ import sys
 
 import typer
 
-from tpdiff.cli import data, demo, evaluate, sample, train
+from tpdiff.threads import wait_passively
+
+wait_passively()  # before any command loads PyTorch
+
+from tpdiff.cli import data, demo, evaluate, sample, train  # noqa: E402
 
 app = typer.Typer(
     name="tpdiff",
