@@ -94,19 +94,19 @@ class Quality:
         clips: how many.
         psnr: dB.
         ssim: at most 1; None for frames smaller than its window.
-        still_psnr: dB, of showing each clip's mean frame throughout, for comparison.
+        still_psnr: dB, of showing each clip's mean frame throughout, for comparison; None for clips of one frame.
     """
 
     clips: int
     psnr: float
     ssim: float | None
-    still_psnr: float
+    still_psnr: float | None
 
     def line(self) -> str:
         """The figures in one line of text."""
         alike = "" if self.ssim is None else f", SSIM {self.ssim:.3f}"
-        still = f"{self.still_psnr:.2f} dB"
-        return f"{self.clips} held-out clips: PSNR {self.psnr:.2f} dB{alike} (each clip's mean frame: {still})"
+        still = "" if self.still_psnr is None else f" (each clip's mean frame: {self.still_psnr:.2f} dB)"
+        return f"{self.clips} held-out clips: PSNR {self.psnr:.2f} dB{alike}{still}"
 
 
 @torch.no_grad()
@@ -119,6 +119,7 @@ def measure(vae: Any, clips: Iterable[Tensor], device: torch.device) -> Quality:
         ours.append(float(psnr(made, real)))
         if min(real.shape[3:]) >= WINDOW:
             alike.append(float(ssim(made, real)))
-        frame = real.float().mean(2, keepdim=True).round().to(torch.uint8)
-        still.append(float(psnr(frame.expand_as(real), real)))
-    return Quality(len(ours), fmean(ours), fmean(alike) if alike else None, fmean(still))
+        if real.shape[2] > 1:
+            frame = real.float().mean(2, keepdim=True).round().to(torch.uint8)
+            still.append(float(psnr(frame.expand_as(real), real)))
+    return Quality(len(ours), fmean(ours), fmean(alike) if alike else None, fmean(still) if still else None)
