@@ -10,7 +10,7 @@ import difflib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -102,14 +102,14 @@ def record_doom(
     rate = TICS / frame_skip if fps is None else fps
     check_rate(rate)
     recipe = dict(kind="doom", scenario=scenario, clips=clips, frames=frames, size=list(size), frame_skip=frame_skip)
-    vizdoom = _vizdoom()
+    paths = [Path(out) / ("test" if n < testing else "train") / f"{n:05d}.mp4" for n in range(clips)]
+    vizdoom = None if all(path.is_file() for path in paths) else _vizdoom()
     folder = open_set(out, recipe | dict(fps=rate, seed=seed, test_share=test_share))
     rows, written = [], 0
-    with _game(vizdoom, scenario, setting, size) as game:
-        for number in range(clips):
-            split = "test" if number < testing else "train"
+    with _game(vizdoom, scenario, setting, size) if vizdoom else nullcontext() as game:
+        for number, path in enumerate(paths):
+            split = path.parent.name
             action = setting.actions[number % len(setting.actions)]
-            path = folder / split / f"{number:05d}.mp4"
             if not path.is_file():
                 video = _clip(game, setting, action, number, frames, frame_skip, seed)
                 write_video(path, resize_frames(video, size), rate, crf=CRF, preset="veryfast")
