@@ -1,0 +1,57 @@
+"""Turn a run into one of the models that come along: bfloat16 weights and a card that says how it was made.
+
+    python examples/ship_model.py runs/gameplay-pyramid --name gameplay-pyramid --label "Temporal pyramid" \
+        --command "tpdiff train configs/latent-doom.yaml" --figures quality.json
+
+The figures are what `tpdiff eval ... --json` printed. Writes pretrained/<name>.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from tpdiff.evaluation import machine
+from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
+from tpdiff.shipped import CARD
+from tpdiff.training.checkpoint import read_state
+
+
+def main() -> None:
+    """Write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--label", required=True, help="what a reader sees")
+    parser.add_argument("--command", required=True, help="what trained it")
+    parser.add_argument("--figures", type=Path, required=True, help="what `tpdiff eval --json` printed")
+    parser.add_argument("--out", type=Path, default=Path("pretrained"))
+    args = parser.parse_args()
+    state = read_state(newest_checkpoint(args.run))
+    folder = args.out / args.name
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline = PyramidPipeline.from_pretrained(args.run)
+    torch.nn.Module.to(pipeline.transformer, dtype=torch.bfloat16)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    train = state["config"]["train"]
+    made = {
+        "label": args.label,
+        "summary": f"{state['seconds'] / 60:.0f} minutes, {state['step']} steps of {train['batch_size']} clips, "
+        f"by `{args.command}`, seed {state['config']['seed']}",
+        "command": args.command,
+        "seed": state["config"]["seed"],
+        "seconds": state["seconds"],
+        "steps": state["step"],
+        "machine": machine.one_line(),
+        "config": state["config"],
+        "figures": json.loads(args.figures.read_text()),
+    }
+    (folder / CARD).write_text(json.dumps(made, indent=1) + "\n")
+    size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
+    print(f"{folder}: {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
