@@ -16,12 +16,12 @@ from PIL import Image
 from tpdiff import PyramidPipeline
 
 
-def frames_of(run: Path, prompts: list[str], steps: int, guidance_scale: float) -> np.ndarray:
-    """Sampled videos of one model side by side in time: (rows × H, T × W, 3) in [0, 1]."""
+def frames_of(run: Path, prompts: list[str], steps: int, guidance_scale: float, every: int = 1) -> np.ndarray:
+    """Every n-th frame of one model's videos side by side in time: (rows × H, T × W, 3) in [0, 1]."""
     pipeline = PyramidPipeline.from_pretrained(run)
     generators = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
     videos = pipeline(prompts, steps=steps, guidance_scale=guidance_scale, generator=generators).frames
-    return np.concatenate([np.concatenate(list(video), axis=1) for video in videos], axis=0)
+    return np.concatenate([np.concatenate(list(video[::every]), axis=1) for video in videos], axis=0)
 
 
 def main() -> None:
@@ -32,8 +32,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance-scale", type=float, default=2.0)
     parser.add_argument("--zoom", type=int, default=2)
+    parser.add_argument("--every", type=int, default=1, help="show every n-th frame")
     options = parser.parse_args()
-    sheets = [frames_of(run, options.prompt, options.steps, options.guidance_scale) for run in options.runs]
+    look = (options.prompt, options.steps, options.guidance_scale, options.every)
+    sheets = [frames_of(run, *look) for run in options.runs]
     gap = np.full((4, sheets[0].shape[1], 3), 0.5)
     rows = [part for sheet in sheets for part in (sheet, gap)][:-1]
     picture = (np.concatenate(rows) * 255).round().astype(np.uint8)
