@@ -28,6 +28,7 @@ from tpdiff.evaluation import machine
 from tpdiff.evaluation.latency import count_flops, measure, standings
 from tpdiff.evaluation.results import LatencyRow
 from tpdiff.models import VideoDiT
+from tpdiff.models.memory import keep_freed_memory
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
 from tpdiff.recipes import recipe_path
 from tpdiff.sampling.loop import Denoiser, sample_pyramid
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = vars(parser.parse_args())
+    keep_freed_memory()  # as `tpdiff sample` does
     as_json = options.pop("json")
     if options["batch"] < 1 or options["rounds"] < 1:
         parser.error(f"--batch {options['batch']} and --rounds {options['rounds']} must be at least 1")

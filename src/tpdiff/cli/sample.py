@@ -34,12 +34,14 @@ def sample(
     import torch
 
     from tpdiff.data import write_video
+    from tpdiff.models.memory import keep_freed_memory
     from tpdiff.sampling.pipeline import PyramidPipeline
 
     texts: list[str | None] = [p for p in [*(prompt or []), *_read_prompts(prompts)] for _ in range(num_videos)]
     texts = texts or [None] * num_videos
     paths = _paths(out, len(texts))
     height, width = (None, None) if size is None else parse_size(size)
+    keep_freed_memory()
     pipeline = PyramidPipeline.from_pretrained(model)
     pipeline.conditioner.check([*texts, negative_prompt])
     made = []

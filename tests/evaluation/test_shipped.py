@@ -1,0 +1,68 @@
+"""The models that come along: small, whole, with a card, and shown by the demo."""
+
+import json
+
+import pytest
+import torch
+
+from tpdiff.evaluation import demo
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.shipped import CARD, card, shipped_models
+
+LARGEST = 20e6  # bytes, all weights together
+
+
+def test_the_pair_is_there_and_small():
+    models = shipped_models()
+    assert {"gameplay-vanilla", "gameplay-pyramid"} <= set(models)
+    files = [path for folder in models.values() for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+    assert sum(path.stat().st_size for path in files if path.suffix == ".safetensors") <= LARGEST
+
+
+def test_both_were_trained_by_one_recipe_for_the_same_time():
+    made = {name: card(folder) for name, folder in shipped_models().items() if name.startswith("gameplay")}
+    for facts in made.values():
+        assert facts["command"].startswith("tpdiff train") and facts["figures"]["frechet_distance"]["value"] > 0
+    vanilla, pyramid = made["gameplay-vanilla"], made["gameplay-pyramid"]
+    assert vanilla["seconds"] == pytest.approx(pyramid["seconds"], rel=0.01)
+    assert vanilla["config"]["train"].pop("method") != pyramid["config"]["train"].pop("method")
+    assert vanilla["config"] == pyramid["config"]
+
+
+@pytest.mark.parametrize("name", ["gameplay-vanilla", "gameplay-pyramid"])
+def test_each_samples(name):
+    pipeline = PyramidPipeline.from_pretrained(shipped_models()[name])
+    assert len(pipeline.pyramid) == (1 if name.endswith("vanilla") else 3)
+    video = pipeline([pipeline.config.labels[0]], steps=3, generator=torch.Generator().manual_seed(0)).frames
+    frames, height, width = pipeline.config.default_size
+    assert video.shape == (1, frames, height, width, 3)
+
+
+def test_the_demo_shows_the_models_that_know_its_captions(clips, tmp_path, monkeypatch):
+    arms = demo.build_arms(
+        tmp_path / "demo",
+        clips,
+        0.2,
+        ["data.frames=8", "data.height=16", "data.width=16", "data.fps=8", "model.hidden_size=24", "model.num_layers=1"]
+        + ["model.num_attention_heads=2", "train.batch_size=4", "train.precision='no'"],
+    )
+    arms.run()
+    captions = arms.dataset.captions[: demo.SHOWN]
+    folder = tmp_path / "pretrained" / "tiny"
+    arms.trainers["pyramid"].pipeline().save_pretrained(folder)
+    (folder / CARD).write_text(json.dumps({"label": "Tiny", "summary": "in no time"}))
+    monkeypatch.setattr(demo, "shipped_models", lambda: {"tiny": folder, **shipped_models()})
+    (shown,) = demo._shipped_clips(captions, tmp_path / "demo")  # those that play the game do not know digits
+    assert (shown.label, shown.captions) == ("Tiny, shipped", captions)
+    assert shown.made == "not trained here: in no time"
+    assert all((tmp_path / "demo" / path).stat().st_size > 0 for path in shown.videos)
+
+
+def test_the_shipped_pair_knows_the_demo_s_captions():
+    labels = {name: PyramidPipeline.from_pretrained(folder).config.labels for name, folder in shipped_models().items()}
+    from tpdiff.data.doom import BUTTONS, SCENARIOS
+
+    scene = SCENARIOS[demo.SCENARIO]
+    captions = {f"a marine {BUTTONS[action][1]} in {scene.place}" for action in scene.actions}
+    assert all(captions <= set(labels[name]) for name in ("gameplay-vanilla", "gameplay-pyramid"))
