@@ -1,6 +1,6 @@
 """How much sooner a temporal pyramid has sampled a batch of clips than the plain method, by the same network.
 
-    python benchmarks/sampling_latency.py [--batch 160] [--rounds 7] [--precision bf16] [--device cpu] [--json]
+    python benchmarks/sampling_latency.py [--batch 192] [--rounds 7] [--precision bf16] [--device cpu] [--json]
 
 Plain: 30 steps at 16 frames of 48x32 pixels. Pyramid: 10 steps each at 4, 8 and 16 frames. Both with classifier-free
 guidance (both branches in one doubled batch), by the same random weights, taking turns round by round in one run.
@@ -177,7 +177,7 @@ def show(figures: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=160, help="clips sampled together")
+    parser.add_argument("--batch", type=int, default=192, help="clips sampled together")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=("fp32", "bf16", "autocast"), default="bf16")
     parser.add_argument("--device", default="cpu")
