@@ -40,7 +40,7 @@ TINY = {
 
 def study_of(folder: Path, **changes):
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(TINY | changes))
+    path.write_text(yaml.safe_dump(TINY | changes, sort_keys=False))
     return load_study(path)
 
 
