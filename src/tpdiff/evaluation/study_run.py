@@ -111,7 +111,7 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     rates = best_rates(desk)
     arms = _open_arms(desk, desk.work / f"seed-{seed}", seed, rates, study.seconds)
     flops = {name: warm_up(trainer) for name, trainer in arms.trainers.items()}
-    if not result:
+    if not any(trainer.step for trainer in arms.trainers.values()):  # new, or what was half done has lost its weights
         configs = {name: t.config.model_dump(mode="json") for name, t in arms.trainers.items()}
         rows = {n: {"lr": rates[n], "config": configs[n], "flops": flops[n], "evaluations": []} for n in configs}
         result = {"seed": seed, "arms": rows, "made": provenance(desk), "protocol": desk.judge.protocol(desk.sampling)}
@@ -147,7 +147,7 @@ def warm_up(trainer: Trainer) -> list[int]:
     """
     size = trainer.config.train.batch_size
     batch = collate([trainer.dataset[i] for i in range(size)])
-    latents = trainer.latents(batch["video"])
+    latents = trainer.latents.of_batch(batch)
     condition = trainer.conditioner.encode(batch["caption"], trainer.device)
     counts = []
     for stage in range(len(trainer.pyramid)):
