@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tpdiff.data import DataError, scan
 from tpdiff.data.clips import Geometry
+from tpdiff.data.store import load_array, store_array
 from tpdiff.metrics.clips import (
     MOST,
     RULE,
@@ -33,7 +34,7 @@ from tpdiff.metrics.clips import (
 from tpdiff.metrics.distance import Array, frechet_distance
 from tpdiff.metrics.features import FeatureSet, efficientnet_features
 from tpdiff.metrics.projection import Projection, fit_projection
-from tpdiff.metrics.rows import Progress, load_array, save_array, stored_rows
+from tpdiff.metrics.rows import Progress, stored_rows
 
 PART = 32  # clips in a stored part
 CLIP_RESIZE = "antialiased bicubic"  # of files to clips, as in tpdiff.data
@@ -199,7 +200,7 @@ class Store:
                 pass
             fitted = fit_projection(lambda: stored_rows(raw, len(clips), PART, make), self._features.dimensions or 0)
             packed = fitted.pack()
-            save_array(kept, packed)
+            store_array(kept, packed)
             shutil.rmtree(raw, ignore_errors=True)
         return Projection.unpack(packed)
 

@@ -1,20 +1,18 @@
 """Rows of figures, one a clip, kept on disk in parts as they are worked out.
 
-Each part is a .npy file with a checksum behind it. It appears under its name when it is whole, so a call that was
+Each part is a file of `tpdiff.data.store`. It appears under its name when it is whole, so a call that was
 interrupted goes on where it stopped; a part that is cut short or altered is worked out again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-CHECKSUM_BYTES = 4
+from tpdiff.data.store import load_array, store_array
+
 Progress = Callable[[int, int], None]  # (clips done, clips in all)
 
 
@@ -36,39 +34,7 @@ def stored_rows(
         rows = load_array(path)
         if rows is None or len(rows) != last - first:
             rows = make(first, last)
-            save_array(path, rows)
+            store_array(path, rows)
         yield rows
         if progress is not None:
             progress(last, total)
-
-
-def load_array(path: Path) -> np.ndarray | None:
-    """What `save_array` wrote; None when it is absent, cut short or altered."""
-    try:
-        with path.open("rb") as file:
-            values = np.load(file, allow_pickle=False)
-            check = file.read()
-    except (OSError, ValueError, EOFError):
-        return None
-    return values if check == _checksum(values) else None
-
-
-def save_array(path: Path, values: np.ndarray) -> None:
-    """Store an array with its checksum, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.ascontiguousarray(values)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            np.save(file, values, allow_pickle=False)
-            file.write(_checksum(values))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            aside.unlink()
-
-
-def _checksum(values: np.ndarray) -> bytes:
-    return zlib.crc32(np.ascontiguousarray(values).data).to_bytes(CHECKSUM_BYTES, "big")
