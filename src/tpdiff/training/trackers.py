@@ -1,6 +1,8 @@
 """Trackers of a run: accelerate's, by name."""
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -21,6 +23,17 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ValueError(f"log.trackers: {name!r} is unknown or not installed; installed: {', '.join(available)}")
 
 
+def wait_for_the_next_second(folder: Path) -> None:
+    """Let the clock pass the second in which the newest TensorBoard file below `folder` was begun.
+
+    Such files are read in the order of their names, which hold that second and then the process: of two begun in
+    the same second the later may be read first, and what it says is to be forgotten would stay.
+    """
+    begun = [int(path.name.split(".")[3]) for path in folder.rglob("events.out.tfevents.*")]
+    while begun and max(begun) == int(time.time()):
+        time.sleep(0.02)
+
+
 def start_trackers(accelerator: Accelerator, config: Config, step: int, resumed: bool) -> None:
     """Start the trackers of a run that has done `step` steps.
 
@@ -31,6 +44,7 @@ def start_trackers(accelerator: Accelerator, config: Config, step: int, resumed:
     if not config.log.trackers:
         return
     if resumed:
+        wait_for_the_next_second(Path(accelerator.logging_dir))
         accelerator.init_trackers("tpdiff", init_kwargs={"tensorboard": {"purge_step": step + 1}})
         return
     scalars = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in flatten(config.model_dump())}
