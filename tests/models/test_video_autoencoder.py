@@ -23,7 +23,7 @@ def stirred(**options):
     return network.requires_grad_(False)
 
 
-@pytest.mark.parametrize(("ratio", "patch"), [(4, 8), (2, 16), (8, 4)])
+@pytest.mark.parametrize(("ratio", "patch"), [(4, 8), (2, 16), (8, 4), (1, 8)])
 @pytest.mark.parametrize("n", range(5))
 def test_one_and_r_n_frames_come_back_and_no_latent_sees_what_follows(n, ratio, patch):
     network = stirred(time_patch=ratio, patch_size=patch)
@@ -50,6 +50,7 @@ def test_what_changes_a_frame_changes_its_latents_and_those_after():
 def test_it_works_as_any_video_autoencoder(tmp_path):
     network = stirred(latents_mean=[0.1] * 4, latents_std=[2.0] * 4)
     assert compression(network) == (4, (4, 8, 8))
+    assert compression(stirred(time_patch=1)) == (4, (1, 8, 8))
     network.save_pretrained(tmp_path, safe_serialization=True)
     loaded = load_autoencoder(str(tmp_path))
     assert isinstance(loaded, VideoAutoencoder)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from tpdiff.models import VideoDiT
+from tpdiff.models.embeddings import patchify
 
 TINY = dict(in_channels=2, patch_size=(1, 2, 2), hidden_size=24, num_layers=2, num_attention_heads=2)
-CONDITIONS = dict(text_dim=5, num_classes=3, num_stages=3)
+CONDITIONS = dict(text_dim=5, num_classes=3, num_stages=3, absolute_positions=True)
 
 
 def network(*, perturbed: bool = True, **options: object) -> VideoDiT:
@@ -201,6 +202,15 @@ def test_positions_alone_tell_tokens_apart() -> None:
     still = {**inputs, "strides": (1e-9, 1, 1)}  # all frames at (almost) one place
     shuffled = sample(model, **{**still, "hidden_states": inputs["hidden_states"][:, :, order]})
     torch.testing.assert_close(shuffled, sample(model, **still)[:, :, order])
+
+
+def test_absolute_positions_tell_apart_tokens_that_see_the_same() -> None:
+    inputs = arguments(batch=1) | {"hidden_states": torch.ones(1, 2, 3, 4, 6)}
+    relative, absolute = (
+        patchify(sample(network(absolute_positions=told), **inputs), (1, 2, 2))[0] for told in (False, True)
+    )
+    torch.testing.assert_close(relative, relative[:1].expand_as(relative))
+    assert torch.pdist(absolute).min() > 1e-2
 
 
 def test_a_shift_of_all_positions_does_not_matter() -> None:

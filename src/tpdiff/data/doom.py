@@ -42,6 +42,7 @@ STRAFES = ("strafe_left", "strafe_right")
 MOVES = ("forward", *STRAFES)
 LEAST_DEPTH = 8.0  # mean of a clip's depth pictures (0 ... 255); below it a wall fills the view
 LEAST_STEP = 1.5  # map units a tic to cover in each third of a clip by a moving action; a free walk makes 8
+OVERSAMPLING = 4  # pixels rendered for one kept, a side: the engine does not filter textures, distant ones flicker
 SCREENS = ((160, 120), (320, 240), (640, 480), (800, 600), (1024, 768), (1600, 1200))  # width, height
 
 
@@ -102,6 +103,7 @@ def record_doom(
     rate = TICS / frame_skip if fps is None else fps
     check_rate(rate)
     recipe = dict(kind="doom", scenario=scenario, clips=clips, frames=frames, size=list(size), frame_skip=frame_skip)
+    recipe |= dict(oversampling=OVERSAMPLING)
     paths = [Path(out) / ("test" if n < testing else "train") / f"{n:05d}.mp4" for n in range(clips)]
     vizdoom = None if all(path.is_file() for path in paths) else _vizdoom()
     folder = open_set(out, recipe | dict(fps=rate, seed=seed, test_share=test_share))
@@ -187,7 +189,8 @@ def _game(vizdoom: Any, scenario: str, setting: Scenario, size: tuple[int, int])
     """A game without window, sound or status bar. It leaves nothing behind in the current folder."""
     litter = Path("_vizdoom").absolute()
     was_there = litter.exists()
-    width, height = next((s for s in SCREENS if s[0] >= 2 * size[1] and s[1] >= 2 * size[0]), SCREENS[-1])
+    least = OVERSAMPLING * size[1], OVERSAMPLING * size[0]
+    width, height = next((s for s in SCREENS if s[0] >= least[0] and s[1] >= least[1]), SCREENS[-1])
     game = vizdoom.DoomGame()
     with tempfile.TemporaryDirectory() as scratch:
         game.load_config(os.path.join(vizdoom.scenarios_path, f"{scenario}.cfg"))

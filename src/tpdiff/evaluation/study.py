@@ -24,6 +24,7 @@ class StudyData(Section):
     clips: int = Field(4096, ge=4)
     frames: int = Field(33, ge=1)
     size: tuple[int, int] = (32, 48)
+    frame_skip: int = Field(2, ge=1)
     seed: int = Field(0, ge=0)
 
 
@@ -111,6 +112,7 @@ def make_data(study: Study, out: Path, progress: Any = None) -> Path:
         frames=data.frames,
         scenario=data.scenario,
         size=data.size,
+        frame_skip=data.frame_skip,
         seed=data.seed,
         test_share=0.5,
         progress=progress,

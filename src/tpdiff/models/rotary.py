@@ -77,6 +77,12 @@ class Rotary:
         return build(self, size, strides, device, dtype)
 
 
+def angle_features(table: Tensor) -> Tensor:
+    """(2, N, head_dim) of `Rotary.table` -> (N, head_dim): the cosines of a token's angles, then their sines."""
+    half = table.shape[-1] // 2
+    return torch.cat((table[0, :, :half], table[1, :, half:]), dim=-1)
+
+
 def _build_table(
     rope: Rotary, size: tuple[int, ...], strides: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:

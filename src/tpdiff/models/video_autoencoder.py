@@ -92,7 +92,7 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         r, p = self._patch
         batch, _, frames, height, width = x.shape
-        if frames % r != 1 or height % p or width % p:
+        if frames % r != 1 % r or height % p or width % p:
             raise ValueError(
                 f"video of {frames} × {height} × {width} is not 1 + {r}n frames of multiples of {p} pixels"
             )

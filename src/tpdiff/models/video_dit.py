@@ -16,7 +16,7 @@ from tpdiff.models import checks
 from tpdiff.models.blocks import DiTBlock
 from tpdiff.models.embeddings import TextEmbedding, patchify, timestep_embedding, unpatchify
 from tpdiff.models.fused import modulated_norm
-from tpdiff.models.rotary import Rotary
+from tpdiff.models.rotary import Rotary, angle_features
 from tpdiff.pyramid.positions import MODES
 
 TIME_CHANNELS = 256
@@ -43,6 +43,8 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         rope_modes: position mode of T, H, W, see :func:`tpdiff.pyramid.positions.positions`.
         rope_theta: ratio of the longest rotary wavelength to the shortest (the latter is 2 pi elements).
         causal_time: whether the first frame of every stage is a single full-rate frame (causal video VAEs).
+        absolute_positions: whether a token is told where it stands, by a linear map of its rotary cosines and sines.
+            Attention alone sees how far apart tokens are; a floor and a ceiling differ in where they are.
         qk_norm_eps: epsilon of the RMS norm of queries and keys.
 
     Raises:
@@ -69,6 +71,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         rope_modes: tuple[str, str, str] = ("interpolate", "interpolate", "interpolate"),
         rope_theta: float = 1000.0,
         causal_time: bool = False,
+        absolute_positions: bool = False,
         qk_norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
@@ -81,6 +84,8 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         volume = patch_size[0] * patch_size[1] * patch_size[2]
 
         self.patch_embed = nn.Linear(in_channels * volume, hidden_size)
+        head_dim = hidden_size // num_attention_heads
+        self.position_embed = nn.Linear(head_dim, hidden_size, bias=False) if absolute_positions else None
         self.time_embed = nn.Sequential(
             nn.Linear(TIME_CHANNELS, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
@@ -149,6 +154,8 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         tokens = self.patch_embed(patchify(hidden_states.to(weight.dtype), self.patch_size))
         conditioning = self._conditioning(timestep, class_labels, stage)
         rotary = self._rotary(size, strides, tokens)
+        if self.position_embed is not None:
+            tokens = tokens + self.position_embed(angle_features(rotary))
         text, text_mask = None, None
         if self.text_embed is not None and encoder_hidden_states is not None:
             text, text_mask = self.text_embed(encoder_hidden_states, encoder_attention_mask)

@@ -20,7 +20,7 @@ class AutoencoderModelConfig(Section):
     encoder_layers: int = Field(2, ge=0)
     decoder_layers: int = Field(4, ge=0)
     patch_size: Literal[4, 8, 16] = 8
-    time_patch: Literal[2, 4, 8] = 4
+    time_patch: Literal[1, 2, 4, 8] = 4
 
 
 class AutoencoderTrainConfig(Section):
@@ -82,7 +82,7 @@ class AutoencoderConfig(Section):
     def _sizes_fit(self) -> "AutoencoderConfig":
         """Refuse clips that the network cannot take whole: causal in time, and halved side by side."""
         frames, time, side = self.data.frames, self.autoencoder.time_patch, self.autoencoder.patch_size
-        if frames % time != 1:
+        if frames % time != 1 % time:
             near = 1 + time * max(0, round((frames - 1) / time))
             raise ValueError(f"data.frames {frames} is not 1 + {time}n (autoencoder.time_patch); nearest: {near}")
         for name, pixels in (("height", self.data.height), ("width", self.data.width)):

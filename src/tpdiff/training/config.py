@@ -48,6 +48,7 @@ class ModelConfig(Section):
     mlp_ratio: float = Field(4.0, gt=0)
     stage_embedding: bool = False
     rope_modes: tuple[str, str, str] = ("interpolate", "interpolate", "interpolate")
+    absolute_positions: bool = False
     gradient_checkpointing: bool = False
     autoencoder: str | None = None
     latent_scale: float = Field(1.0, gt=0)
