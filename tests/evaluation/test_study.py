@@ -1,6 +1,7 @@
 """Studies: what their files may say, that finished parts are kept, and one carried out whole."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,16 @@ def test_a_whole_study_stopped_and_continued(tmp_path):
     base = result["arms"]["vanilla"]["final"]["distance"]
     paired = result["paired"]["pyramid"]
     assert paired["difference"] == pytest.approx(result["arms"]["pyramid"]["final"]["distance"] - base)
+    desk.tell = stop_at_half
+    with pytest.raises(Interrupted):
+        run_seed(desk, 1)
+    shutil.rmtree(desk.work / "seed-1")  # its weights are lost: what was measured of them does not count
+    written = read_result(desk.seed_file(1))["arms"]["vanilla"]["evaluations"]
+    desk.tell, desk.say = None, lambda words: arms_seen[-1].request_stop()
+    with pytest.raises(Interrupted):
+        run_seed(desk, 1)
+    anew = read_result(desk.seed_file(1))["arms"]["vanilla"]["evaluations"]
+    assert len(written) > len(anew) == 1 and anew[0]["steps"] == 0
     page = write_page(study, desk.results, "a command").read_text()
     assert "Seeds still to be run: 1" in page and "| pyramid |" in page
     assert (desk.results / "distance.png").stat().st_size > 5000

@@ -50,7 +50,7 @@ def arm(distance=10.0, accuracy=0.8, magnitude=1.0):
         "final": {
             "distance": distance,
             "accuracy": {"action": {"made": accuracy, "real": 1.0}},
-            "motion": {"made": {"magnitude": magnitude}, "real": {"magnitude": 1.0}},
+            "figures": {"motion_magnitude": {"made": magnitude, "real": 1.0}},
         },
     }
 

@@ -51,7 +51,9 @@ def evaluate(
     from tpdiff.metrics import Reference, open_features
     from tpdiff.metrics.attributes import find_attributes
     from tpdiff.metrics.classifier import Classifier
+    from tpdiff.models.memory import keep_freed_memory
 
+    keep_freed_memory()
     counts = _steps(steps)
     sampled = making.is_model(made)
     geometry = making.model_geometry(made) if sampled else making.folder_geometry(made)

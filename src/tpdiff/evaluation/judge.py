@@ -1,7 +1,8 @@
 """The figures of a study: the same real clips, captions and seeds for every arm."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from tpdiff.data.clips import Geometry
+from tpdiff.data.store import load_array
+from tpdiff.evaluation.gauges import Gauges
 from tpdiff.evaluation.quality import too_few
-from tpdiff.evaluation.samples import Sampling, sampled_clips
-from tpdiff.metrics.attributes import Labels, labels_of
+from tpdiff.evaluation.samples import Sampling, sample_batch, sampled_clips
 from tpdiff.metrics.classifier import Classifier
-from tpdiff.metrics.clips import Clip, find_sources, load_clips
+from tpdiff.metrics.clips import Clip, load_clips
 from tpdiff.metrics.distance import frechet_distance, frechet_interval, kernel_distance, paired_draws
-from tpdiff.metrics.motion import Motion, join_motion, measure_motion
 from tpdiff.metrics.reference import Reference
+from tpdiff.metrics.rows import stored_rows
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training.config import Config
 
@@ -52,15 +54,18 @@ class Judge:
     def verdict(
         self, pipeline: PyramidPipeline, count: int, sampling: Sampling, seed: int, keep: Path
     ) -> dict[str, Any]:
-        """Everything about so many samples; their features go to `keep` (.npy) for paired comparisons."""
-        features, motion, told = [], [], []
-        for batch in sampled_clips(pipeline, self.captions(count), sampling, seed):
-            features.append(self.reference.project(batch))
-            motion.append(measure_motion(batch))
-            told.append(self.classifier.predict(batch))
-        made = np.concatenate(features)
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        np.save(keep, made)
+        """Everything about so many samples. Their figures stay in the folder `keep`, from which a call that was
+        interrupted goes on, and which `paired` reads.
+        """
+        captions, gauges = self.captions(count), self.gauges
+
+        def measure(first: int, last: int) -> np.ndarray:
+            clips = sample_batch(pipeline, captions[first:last], sampling, seed + first)
+            return np.concatenate([self.reference.project(clips), gauges(clips)], axis=1)
+
+        rows = np.concatenate(list(stored_rows(keep, count, sampling.batch, measure))).astype(np.float64)
+        made, shown = np.split(rows, [self.reference.real.shape[1]], axis=1)
+        real, clips = self._real_shown, self.reference.clips
         interval = frechet_interval(self.reference.real, made, ROUNDS, seed)
         return {
             "clips": count,
@@ -68,36 +73,39 @@ class Judge:
             "interval": [interval.low, interval.high],
             "floor": self.reference.floor_at(count),
             "kernel": kernel_distance(self.reference.real, made),
-            "motion": {"made": _means(join_motion(motion)), "real": self.real_motion(count)},
-            "accuracy": self._accuracy(told, count),
+            "figures": gauges.figures(real, shown),
+            "accuracy": gauges.accuracy(
+                real, _facts(clips), shown, _facts(self._asked(count)), self.reference.training
+            ),
             "warning": too_few(count),
         }
 
-    def real_motion(self, count: int) -> dict[str, float]:
-        """Motion of the real clips whose captions are asked of the models."""
-        clips = self.reference.clips[:count]
-        parts = (clips[i : i + PART] for i in range(0, len(clips), PART))
-        return _means(join_motion(measure_motion(load_clips(p, self.reference.geometry)) for p in parts))
-
     def paired(self, base: Path, arm: Path, seed: int) -> dict[str, Any]:
-        """The arm's distance less the base's, and its bootstrap draws about it; below 0 the arm is better."""
-        real, a, b = self.reference.real, np.load(arm), np.load(base)
+        """Of what `verdict` kept in two folders: the arm's distance less the base's, and its bootstrap draws about
+        it; below 0 the arm is better.
+        """
+        real, (a, b) = self.reference.real, (self._features(folder) for folder in (arm, base))
         value = frechet_distance(real, a) - frechet_distance(real, b)
         drawn = paired_draws(real, a, b, ROUNDS, seed)
         centred = value + drawn - drawn.mean()
         return {"difference": value, "replicates": [round(float(d), 4) for d in centred]}
 
-    def _accuracy(self, told: Sequence[Labels], count: int) -> dict[str, dict[str, float]]:
-        """Share of samples that show what their caption says, beside that of the real clips."""
-        clips = self._asked(count)
-        asked = labels_of([clip.source.entry for clip in clips], self.classifier.values)
-        real: list[Labels] = []
-        for i in range(0, min(count, len(self.reference.clips)), PART):
-            real.append(self.classifier.predict(load_clips(clips[i : min(i + PART, count)], self.reference.geometry)))
-        return {
-            name: {"made": _share(told, name, values), "real": _share(real, name, values)}
-            for name, values in asked.items()
-        }
+    @property
+    def gauges(self) -> Gauges:
+        """What measures single clips."""
+        return Gauges(self.reference.geometry, self.classifier)
+
+    @cached_property
+    def _real_shown(self) -> np.ndarray:
+        """What the gauges say of the real clips."""
+        clips = self.reference.clips
+        parts = (clips[i : i + PART] for i in range(0, len(clips), PART))
+        return np.concatenate([self.gauges(load_clips(part, self.reference.geometry)) for part in parts])
+
+    def _features(self, keep: Path) -> np.ndarray:
+        parts = [load_array(path) for path in sorted(keep.glob("*.npy"))]
+        rows = np.concatenate([part for part in parts if part is not None])
+        return rows[:, : self.reference.real.shape[1]].astype(np.float64)
 
     def _asked(self, count: int) -> list[Clip]:
         return list(islice(cycle(self.reference.clips), count))
@@ -108,14 +116,9 @@ def open_judge(config: Config, cache: Path, seed: int = 0) -> Judge:
     data = config.data
     geometry = Geometry(data.frames, data.height, data.width, data.fps, data.resize)
     reference = Reference.fit(data.path, **geometry._asdict(), seed=seed, cache_dir=cache)
-    sources = find_sources(data.path, geometry, "train")
-    return Judge(reference, Classifier.fit(sources, geometry, seed=seed, cache_dir=cache))
+    return Judge(reference, Classifier.fit(reference.training, geometry, seed=seed, cache_dir=cache))
 
 
-def _share(told: Sequence[Labels], name: str, asked: Sequence[str]) -> float:
-    named = [value for part in told for value in part[name]]
-    return float(np.mean([a == b for a, b in zip(named, asked[: len(named)], strict=True)]))
-
-
-def _means(motion: Motion) -> dict[str, float]:
-    return {f.name: float(getattr(motion, f.name).mean()) for f in fields(motion)}
+def _facts(clips: Sequence[Clip]) -> list[dict[str, Any]]:
+    """What captions and metadata say."""
+    return [{"caption": clip.source.entry.caption, **clip.source.entry.extra} for clip in clips]

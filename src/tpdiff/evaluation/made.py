@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tpdiff.data import read_clip, scan
 from tpdiff.data.clips import Geometry
-from tpdiff.evaluation.samples import frames_to_uint8
+from tpdiff.evaluation.samples import Sampling, sample_batch
 from tpdiff.metrics.clips import Clip, clips_digest, exact_sources, file_digest, shuffled
 from tpdiff.models.conditioning import NoCondition
 from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
@@ -124,23 +124,13 @@ def model_clips(
     split_steps(steps, len(pipeline.pyramid))
     pipeline.latent_shape(geometry[:3])
     entries = [clip.source.entry for clip in itertools.islice(itertools.cycle(like), count)]
+    sampling = Sampling(steps, guidance_scale, solver, batch)
     takes_captions = not isinstance(pipeline.conditioner, NoCondition)
     captions = [entry.caption if takes_captions else None for entry in entries]
     pipeline.conditioner.check(sorted({c for c in captions if c is not None}))
 
     def load(first: int, last: int) -> Tensor:
-        videos: Any = pipeline(
-            captions[first:last],
-            steps=steps,
-            guidance_scale=guidance_scale,
-            solver=solver,
-            num_frames=geometry.frames,
-            height=geometry.height,
-            width=geometry.width,
-            generator=[torch.Generator().manual_seed(seed + i) for i in range(first, last)],
-            output_type="pt",
-        ).frames
-        return frames_to_uint8(videos).transpose(1, 2).contiguous().cpu()
+        return sample_batch(pipeline, captions[first:last], sampling, seed + first, geometry[:3])
 
     source = {
         "kind": "samples",

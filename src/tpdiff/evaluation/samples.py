@@ -16,13 +16,13 @@ class Sampling:
     """How clips are sampled.
 
     Attributes:
-        steps: network evaluations of the solver, split over the stages.
+        steps: network evaluations of the solver, in all or a stage, coarsest first.
         guidance_scale: classifier-free guidance; 1 is none.
         solver: "euler", "ddim" or "heun".
         batch: clips made at a time.
     """
 
-    steps: int = 30
+    steps: int | Sequence[int] = 30
     guidance_scale: float = 1.0
     solver: str = "euler"
     batch: int = 32
@@ -43,16 +43,33 @@ def sampled_clips(
 ) -> Iterator[Tensor]:
     """uint8 (B, 3, T, H, W), batch by batch, one clip a caption; the i-th clip depends on seed + i alone."""
     for first in range(0, len(captions), sampling.batch):
-        chunk = list(captions[first : first + sampling.batch])
-        videos = pipeline(
-            chunk,
-            steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
-            solver=sampling.solver,
-            generator=[torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))],
-            output_type="pt",
-        ).frames
-        yield frames_to_uint8(torch.as_tensor(videos)).transpose(1, 2).contiguous()
+        yield sample_batch(pipeline, captions[first : first + sampling.batch], sampling, seed + first)
+
+
+def sample_batch(
+    pipeline: PyramidPipeline,
+    captions: Sequence[str | None],
+    sampling: Sampling,
+    seed: int = 0,
+    size: tuple[int | None, int | None, int | None] = (None, None, None),
+) -> Tensor:
+    """uint8 (B, 3, T, H, W) on the CPU, one clip a caption, all at once.
+
+    size: (frames, height, width) in pixels; None: as trained.
+    """
+    frames, height, width = size
+    videos = pipeline(
+        captions,
+        steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        solver=sampling.solver,
+        num_frames=frames,
+        height=height,
+        width=width,
+        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(captions))],
+        output_type="pt",
+    ).frames
+    return frames_to_uint8(torch.as_tensor(videos)).transpose(1, 2).contiguous().cpu()
 
 
 def frames_to_uint8(frames: Tensor) -> Tensor:

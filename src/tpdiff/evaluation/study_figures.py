@@ -92,5 +92,5 @@ def learnt(arm: Mapping[str, Any]) -> dict[str, bool]:
     final, untrained = arm["final"], arm["evaluations"][0]["distance"]
     answers = {"distance": final["distance"] < untrained / 4}
     answers |= {f"accuracy of {name}": a["made"] >= 0.8 * a["real"] for name, a in final.get("accuracy", {}).items()}
-    ratio = final["motion"]["made"]["magnitude"] / final["motion"]["real"]["magnitude"]
-    return answers | {"motion": 0.5 <= ratio <= 2}
+    motion = final["figures"]["motion_magnitude"]
+    return answers | {"motion": 0.5 <= motion["made"] / motion["real"] <= 2}

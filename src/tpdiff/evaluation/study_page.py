@@ -138,7 +138,7 @@ def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]
     for arm in study.arms:
         for result in seeds:
             one = result["arms"][arm]
-            final, motion = one["final"], one["final"]["motion"]
+            final, motion = one["final"], one["final"]["figures"]["motion_magnitude"]
             accuracy = "; ".join(
                 f"{name} {a['made']:.2f} (real {a['real']:.2f})" for name, a in final.get("accuracy", {}).items()
             )
@@ -149,7 +149,7 @@ def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]
                     str(result["seed"]),
                     f"{_n(final['distance'])} of {_n(one['evaluations'][0]['distance'])}",
                     accuracy,
-                    f"{motion['made']['magnitude']:.2f} (real {motion['real']['magnitude']:.2f})",
+                    f"{motion['made']:.2f} (real {motion['real']:.2f})",
                     f"no: {', '.join(fails)}" if fails else "yes",
                 ]
             )

@@ -118,23 +118,23 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     for number in range(study.evaluations + 1):
         _train(desk, arms, study.seconds * number / study.evaluations)
         for name, trainer in arms.trainers.items():
-            kept = result["arms"][name]["evaluations"]
-            if len(kept) <= number:
-                kept.append(_measure(desk, trainer, flops[name], seed))
+            taken = result["arms"][name]["evaluations"]
+            if len(taken) <= number:
+                taken.append(_measure(desk, trainer, flops[name], seed))
                 write_result(path, result)
         scores = (f"{name} {result['arms'][name]['evaluations'][number]['distance']:.3f}" for name in arms.trainers)
         desk.say(f"seed {seed}, {study.seconds * number / study.evaluations:.0f} s: {', '.join(scores)}")
-    kept_features = {name: desk.work / f"seed-{seed}" / name / "final.npy" for name in arms.trainers}
+    kept = {n: desk.work / f"seed-{seed}" / n / f"final-{t.step}" for n, t in arms.trainers.items()}
     for name, trainer in arms.trainers.items():
         if "final" not in result["arms"][name]:
             desk.say(f"seed {seed}: {study.final_clips} samples of {name}")
             final = desk.judge.verdict(
-                sampler(trainer), study.final_clips, desk.sampling, _noise_seed(seed), kept_features[name]
+                sampler(trainer), study.final_clips, desk.sampling, _noise_seed(seed), kept[name]
             )
             result["arms"][name]["final"] = final
             write_result(path, result)
     base, *others = arms.trainers
-    result["paired"] = {name: desk.judge.paired(kept_features[base], kept_features[name], seed) for name in others}
+    result["paired"] = {name: desk.judge.paired(kept[base], kept[name], seed) for name in others}
     result["done"] = True
     write_result(path, result)
     return result

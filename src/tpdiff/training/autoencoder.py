@@ -20,7 +20,7 @@ from tpdiff.training.autoencoder_config import AutoencoderConfig
 from tpdiff.training.batches import open_batches
 from tpdiff.training.ema import EMA
 from tpdiff.training.load_config import build, config_difference, dump_config
-from tpdiff.training.optimizer import build_optimizer, learning_rate
+from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
 from tpdiff.training.progress import clock
 from tpdiff.training.reconstruction import Quality, latent_statistics, measure, reconstruction_loss
 from tpdiff.training.setup import check_folder, may_change, open_clips
@@ -90,10 +90,7 @@ class AutoencoderTrainer:
     @property
     def fraction(self) -> float:
         """Share of the budget (steps or seconds, whichever is nearer its end) that is done."""
-        train = self.config.train
-        shares = [self.step / train.steps] if train.steps else []
-        shares += [self.seconds / train.seconds] if train.seconds else []
-        return min(1.0, max(shares))
+        return spent(self.config.train, self.step, self.seconds)
 
     @property
     def done(self) -> bool:

@@ -1,4 +1,4 @@
-"""The optimizer and its rate."""
+"""The optimizer, its rate and the budget that the rate follows."""
 
 import math
 
@@ -14,6 +14,13 @@ def build_optimizer(network: nn.Module, train: TrainConfig | AutoencoderTrainCon
     return torch.optim.AdamW(
         network.parameters(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
     )
+
+
+def spent(train: TrainConfig | AutoencoderTrainConfig, step: int, seconds: float) -> float:
+    """Share of the budget (steps or seconds, whichever is nearer its end) that is done, at most 1."""
+    shares = [step / train.steps] if train.steps else []
+    shares += [seconds / train.seconds] if train.seconds else []
+    return min(1.0, max(shares))
 
 
 def learning_rate(train: TrainConfig | AutoencoderTrainConfig, step: int, fraction: float) -> float:

@@ -23,7 +23,7 @@ from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
 from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_loss
-from tpdiff.training.optimizer import build_optimizer, learning_rate
+from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
 from tpdiff.training.progress import Recent, Report, Status
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
 from tpdiff.training.setup import build_conditioner, check_folder, check_sizes, frame_rate, open_dataset
@@ -94,10 +94,7 @@ class Trainer:
     @property
     def fraction(self) -> float:
         """Share of the budget (steps or seconds, whichever is nearer its end) that is done."""
-        train = self.config.train
-        shares = [self.step / train.steps] if train.steps else []
-        shares += [self.seconds / train.seconds] if train.seconds else []
-        return min(1.0, max(shares))
+        return spent(self.config.train, self.step, self.seconds)
 
     @property
     def done(self) -> bool:
