@@ -90,6 +90,15 @@ def test_a_clip_is_encoded_once(latent, monkeypatch):
         latents.of_batch(batch_of(dataset, 2))
 
 
+@pytest.mark.parametrize("kept", ["memory", "disk"])
+def test_nothing_is_left_to_encode_after_encoding_ahead(latent, monkeypatch, kept):
+    config = latent(kept, "data.starts=1")
+    dataset, latents = opened(config)
+    latents.encode_ahead(dataset)
+    monkeypatch.setattr(Latents, "_encode", None)
+    assert latents.of_batch(batch_of(dataset, *range(2 * len(dataset)))).shape[0] == 2 * len(dataset)
+
+
 def test_latents_are_the_scaled_encoding(latent):
     dataset, latents = opened(latent("disk", "model.latent_scale=0.5"))
     batch = batch_of(dataset, 0, 1, 2)

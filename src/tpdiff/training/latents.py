@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpdiff.data import ClipDataset, to_float
+from tpdiff.data import ClipDataset, collate, to_float
 from tpdiff.models.autoencoder import compression, encode_video, fingerprint, load_autoencoder
 from tpdiff.training.config import Config
 from tpdiff.training.latent_cache import LatentCache, open_latent_cache
@@ -78,6 +78,12 @@ class Latents:
                 self._cache.put(path, start, latents)
             found.append(latents)
         return self.scale * torch.stack(found).to(self.device)
+
+    def encode_ahead(self, dataset: ClipDataset) -> None:
+        """Keep the latents of an epoch's clips, so that no step of training pays for them; without a cache nothing."""
+        if self._cache is not None:
+            for number in range(len(dataset)):
+                self.of_batch(collate([dataset[number]]))
 
     def _encode(self, clip: Tensor) -> Tensor:
         return encode_video(self.autoencoder, to_float(clip[None].to(self.device)))
