@@ -143,7 +143,8 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
 def warm_up(trainer: Trainer) -> list[int]:
     """Operations of training on one clip at each stage, finest first, counted by running the batch size once.
 
-    Latents that are kept are encoded now. It touches all the memory that training will use, so that the first slice does not pay for it; the weights stay.
+    Latents that are kept are encoded now. All the memory that training will use is touched, so that the first slice
+    does not pay for it; the weights stay.
     """
     trainer.latents.encode_ahead(trainer.dataset)
     size = trainer.config.train.batch_size
