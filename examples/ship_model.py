@@ -1,20 +1,22 @@
-"""Turn a run into one of the models that come along: bfloat16 weights and a card that says how it was made.
+"""Turn a run, of a model or an autoencoder, into one that comes along: bfloat16 weights, and a card of how it was made.
 
     python examples/ship_model.py runs/gameplay-pyramid --name gameplay-pyramid --label "Temporal pyramid" \
         --command "tpdiff train configs/latent-doom.yaml" --figures quality.json
 
-The figures are what `tpdiff eval ... --json` printed. Writes pretrained/<name>.
+The figures are what `tpdiff eval ... --json` printed, or an autoencoder's quality.json. Writes pretrained/<name>.
 """
 
 import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tpdiff.evaluation import machine
-from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
+from tpdiff.models.autoencoder import load_autoencoder
+from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.shipped import CARD
 from tpdiff.training.checkpoint import read_state
 
@@ -29,12 +31,18 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, required=True, help="what `tpdiff eval --json` printed")
     parser.add_argument("--out", type=Path, default=Path("pretrained"))
     args = parser.parse_args()
-    state = read_state(newest_checkpoint(args.run))
+    state = read_state(max(args.run.glob("checkpoints/step-*")))
     folder = args.out / args.name
     shutil.rmtree(folder, ignore_errors=True)
-    pipeline = PyramidPipeline.from_pretrained(args.run)
-    torch.nn.Module.to(pipeline.transformer, dtype=torch.bfloat16)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    if "autoencoder" in state["config"]:
+        model: Any = load_autoencoder(str(args.run))
+        parts = [model]
+    else:
+        model = PyramidPipeline.from_pretrained(args.run)
+        parts = [part for part in (model.transformer, model.vae) if part is not None]
+    for part in parts:
+        torch.nn.Module.to(part, dtype=torch.bfloat16)
+    model.save_pretrained(folder, safe_serialization=True)
     train = state["config"]["train"]
     made = {
         "label": args.label,

@@ -12,7 +12,8 @@ def shipped_models() -> dict[str, Path]:
     here = Path(__file__).resolve().parent
     for folder in (here / "pretrained", here.parents[1] / "pretrained"):
         if folder.is_dir():
-            return {p.name: p for p in sorted(folder.iterdir()) if (p / CARD).is_file()}
+            cards = sorted(path.parent for path in folder.glob(f"*/{CARD}"))
+            return {p.name: p for p in cards if (p / "model_index.json").is_file()}
     return {}
 
 

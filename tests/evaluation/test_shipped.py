@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tpdiff.evaluation import demo
+from tpdiff.models.autoencoder import compression, load_autoencoder
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.shipped import CARD, card, shipped_models
 
@@ -28,6 +29,14 @@ def test_both_were_trained_by_one_recipe_for_the_same_time():
     assert vanilla["seconds"] == pytest.approx(pyramid["seconds"], rel=0.01)
     assert vanilla["config"]["train"].pop("method") != pyramid["config"]["train"].pop("method")
     assert vanilla["config"] == pyramid["config"]
+
+
+def test_the_autoencoder_keeps_every_frame_and_is_no_model():
+    (folder,) = {path.parent / "frame-autoencoder" for path in shipped_models().values()}
+    assert folder.name not in shipped_models()
+    assert compression(load_autoencoder(str(folder))) == (16, (1, 8, 8))
+    facts = card(folder)
+    assert facts["command"].startswith("tpdiff train") and facts["figures"]["psnr"] > facts["figures"]["still_psnr"]
 
 
 @pytest.mark.parametrize("name", ["gameplay-vanilla", "gameplay-pyramid"])
