@@ -8,12 +8,13 @@ all.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tpdiff.files import write_whole
 
 from .errors import DataError
 
@@ -56,14 +57,14 @@ def open_set(out: str | Path, recipe: dict[str, Any]) -> Path:
         raise DataError(f"{folder} is not empty and was not made by this command; give a folder that is new or empty")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(kept, json.dumps(recipe, indent=2) + "\n")
+        write_whole(kept, json.dumps(recipe, indent=2) + "\n")
     return folder
 
 
 def finish_set(folder: Path, rows: Sequence[dict[str, Any]], written: int) -> MadeSet:
     """Write the captions of a complete set and describe it. Each row has file_name, caption and split."""
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    _write_whole(folder / METADATA, lines)
+    write_whole(folder / METADATA, lines)
     splits = dict(Counter(row["split"] for row in rows))
     return MadeSet(folder, splits, tuple(sorted({row["caption"] for row in rows})), written)
 
@@ -81,12 +82,3 @@ def count_test(clips: int, test_share: float) -> int:
     if test_share == 0 or clips < 2:
         return 0
     return min(max(1, round(clips * test_share)), clips - 1)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

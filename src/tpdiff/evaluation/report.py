@@ -22,6 +22,7 @@ from rich.text import Text
 from tpdiff.evaluation.latency import Standing, standings
 from tpdiff.evaluation.plots import loss_panels
 from tpdiff.evaluation.results import ArmResult, Comparison, ShippedClips
+from tpdiff.files import write_whole
 
 _TYPES = {".mp4": "video/mp4", ".webm": "video/webm"}
 _MISSING = "—"
@@ -73,10 +74,7 @@ def write_report(comparison: Comparison, folder: str | Path, out: str | Path) ->
         config_rows=config_rows(comparison.arms),
     )
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.part")
-    aside.write_text(html, encoding="utf-8")
-    os.replace(aside, out)
+    write_whole(out, html)
     return out
 
 

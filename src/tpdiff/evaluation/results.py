@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from tpdiff.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,7 @@ class Comparison:
         """
         path = Path(path)
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.part")
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_whole(path, text + "\n")
         return path
 
     @classmethod

@@ -1,7 +1,6 @@
 """A comparison of training methods, as a file: which arms, for how long, judged how."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tpdiff.data import record_doom, render_digits
+from tpdiff.files import write_whole
 from tpdiff.recipes import recipe_path
 from tpdiff.training.config import Config, Section
 from tpdiff.training.load_config import load_config
@@ -126,7 +126,4 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    os.replace(aside, path)
+    write_whole(path, json.dumps(result, indent=1, allow_nan=False) + "\n")

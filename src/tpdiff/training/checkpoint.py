@@ -121,14 +121,6 @@ def mend(run: Path) -> None:
         shutil.rmtree(piece, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text)
-    _flush(aside)
-    os.replace(aside, path)
-
-
 @contextmanager
 def _whole_folder(folder: Path, what: str) -> Iterator[Path]:
     """A folder beside `folder` to fill, which takes its place, and its name, when it is filled and on the disk."""

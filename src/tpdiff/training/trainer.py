@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from tpdiff.data import ClipDataset
+from tpdiff.files import write_whole
 from tpdiff.models.conditioning import LabelCondition
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.models.video_dit import VideoDiT
@@ -86,7 +87,7 @@ class Trainer:
         self.validation = Validation(self) if config.validation.on else None
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
-            ckpt.write_whole(self.out / "config.yaml", dump_config(config))
+            write_whole(self.out / "config.yaml", dump_config(config))
         start_trackers(self.accelerator, config, self.step, resume)
 
     # Running

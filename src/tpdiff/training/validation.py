@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from tpdiff.data import write_video
+from tpdiff.files import write_whole
 from tpdiff.metrics.distance import frechet_distance
 from tpdiff.metrics.features import efficientnet_features
 from tpdiff.metrics.reference import Reference
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.steps import split_steps
-from tpdiff.training.checkpoint import write_whole
 from tpdiff.training.config import Config
 from tpdiff.training.held_out import midpoints, open_held_out, quantile_losses
 from tpdiff.training.randomness import sample_generators
