@@ -11,7 +11,8 @@ import math
 from torch import Tensor
 
 from tpdiff.pyramid.noise import Generators, randn
-from tpdiff.pyramid.resize import Ratio, Resizer
+from tpdiff.pyramid.operators import Ratio
+from tpdiff.pyramid.resize import Resizer
 from tpdiff.pyramid.schedule import Level, Schedule
 
 

@@ -1,73 +1,11 @@
-"""Resizing operators: how a stage's latent becomes the next stage's, and what a jump must add (MATH 4).
+"""Resizing between stages, on a plain or a causal time axis (MATH 4)."""
 
-An operator is a pair D (down) and U (up) over latents (B, C, T, H, W), and the noise that makes an upsampled
-latent's noise white again. `ratio` is the whole-number (T, H, W) shrinkage from one stage to the next.
-"""
-
-import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Ratio = tuple[float, float, float]
-AXES = (2, 3, 4)
-AXIS_NAMES = ("frames", "height", "width")
-
-
-class Operator(Protocol):
-    """What the pyramid asks of a resizing operator on a plain (non-causal) grid."""
-
-    def check_ratio(self, ratio: Ratio) -> None:
-        """Raise ValueError where the operator cannot resize by `ratio`."""
-
-    def block(self, ratio: Ratio) -> float:
-        """d: the number of fine elements one coarse element becomes (MATH 1)."""
-
-    def down(self, x: Tensor, ratio: Ratio) -> Tensor:
-        """D x: (B, C, T, H, W) -> each axis divided by its ratio."""
-
-    def up(self, x: Tensor, ratio: Ratio) -> Tensor:
-        """U x: (B, C, T, H, W) -> each axis multiplied by its ratio."""
-
-    def corrective_noise(self, z: Tensor, ratio: Ratio, sigma: float, sigma_up: float) -> Tensor:
-        """From white z at the fine size, noise of covariance sigma² I - sigma_up² U Uᵀ, same shape."""
-
-
-class Haar:
-    """Block mean down, nearest neighbour up: UD is the projection onto blocks of equal values."""
-
-    def check_ratio(self, ratio: Ratio) -> None:
-        for name, r in zip(AXIS_NAMES, ratio, strict=True):
-            if r < 1 or r != int(r):
-                raise ValueError(f"haar resizes by whole ratios from stage to stage; {name} has ratio {r:g}")
-
-    def block(self, ratio: Ratio) -> float:
-        return math.prod(ratio)
-
-    def down(self, x: Tensor, ratio: Ratio) -> Tensor:
-        for axis, r in _resized(ratio):
-            x = x.unflatten(axis, (-1, r)).mean(axis + 1)
-        return x
-
-    def up(self, x: Tensor, ratio: Ratio) -> Tensor:
-        for axis, r in _resized(ratio):
-            x = x.repeat_interleave(r, axis)
-        return x
-
-    def corrective_noise(self, z: Tensor, ratio: Ratio, sigma: float, sigma_up: float) -> Tensor:
-        """sigma (z - UDz) + sqrt(sigma² - d sigma_up²) UDz: z's block mean at the variance that is missing (MATH 3)."""
-        missing = sigma**2 - self.block(ratio) * sigma_up**2
-        root = math.sqrt(missing) if missing > 1e-12 * sigma**2 else 0.0
-        return sigma * z + (root - sigma) * self.up(self.down(z, ratio), ratio)
-
-
-def _resized(ratio: Ratio) -> list[tuple[int, int]]:
-    return [(axis, int(r)) for axis, r in zip(AXES, ratio, strict=True) if r != 1]
-
-
-OPERATORS: dict[str, Operator] = {"haar": Haar()}
+from tpdiff.pyramid.operators import Ratio, find_operator
 
 
 class Resizer:
@@ -77,7 +15,7 @@ class Resizer:
     21 latent frames become 11 and then 6. The first frame's blocks are then smaller than the others' (MATH 4).
 
     Args:
-        name: an operator of `OPERATORS`.
+        name: an operator, see `find_operator`.
         causal_time: whether the first frame stands alone.
 
     Raises:
@@ -85,10 +23,8 @@ class Resizer:
     """
 
     def __init__(self, name: str = "haar", causal_time: bool = False):
-        if name not in OPERATORS:
-            raise ValueError(f"unknown resize {name!r}; known: {', '.join(sorted(OPERATORS))}")
         self.name = name
-        self.operator = OPERATORS[name]
+        self.operator = find_operator(name)
         self.causal_time = causal_time
 
     def down(self, x: Tensor, ratio: Ratio) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from tpdiff.pyramid.geometry import AXIS_NAMES, check_axis
 from tpdiff.pyramid.jump import check_feasible, jump, jump_coefficient, roll_back, roll_forward
 from tpdiff.pyramid.noise import Generators
-from tpdiff.pyramid.resize import Ratio, Resizer, ratio_between
+from tpdiff.pyramid.operators import Ratio
+from tpdiff.pyramid.resize import Resizer, ratio_between
 from tpdiff.pyramid.schedule import CLEAN, Level, Schedule, schedule_from_config
 from tpdiff.pyramid.targets import StagePair, virtual_pair
 
@@ -51,7 +52,7 @@ class Pyramid:
         ends: e_1 .. e_{S-1}, so ends[k-1] = e_k, rising in (0, 1); each start follows by the roll-back.
             None, with `starts` None too: uniform, e_k = k / S.
         starts: s_0 .. s_{S-2}; each end follows. Give both only where both are known; they are then checked.
-        resize: the resizing operator ("haar").
+        resize: the resizing operator: "haar", "dct", "linear", or an orthogonal wavelet such as "db2".
         causal_time: the time axis is 1 + n frames and its first frame is never merged.
 
     Raises:
