@@ -127,6 +127,9 @@ def test_a_whole_study_stopped_and_continued(tmp_path):
             arms_seen[-1].request_stop()
 
     desk.tell = stop_at_half
+    lost = desk.work / "seed-0" / "vanilla" / "config.yaml"  # of a run whose record is gone
+    lost.parent.mkdir(parents=True)
+    lost.write_text("seed: 7")
     with pytest.raises(Interrupted):
         run_seed(desk, 0)
     half = read_result(desk.seed_file(0))

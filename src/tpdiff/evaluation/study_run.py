@@ -1,6 +1,7 @@
 """Carrying out a study: trials of learning rates, then one comparison a seed. What is finished is never redone."""
 
 import datetime
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,8 +109,10 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     result = read_result(path)
     if result.get("done"):
         return result
-    rates = best_rates(desk)
-    arms = _open_arms(desk, desk.work / f"seed-{seed}", seed, rates, study.seconds)
+    rates, out = best_rates(desk), desk.work / f"seed-{seed}"
+    if not result:
+        shutil.rmtree(out, ignore_errors=True)  # weights whose record is lost
+    arms = _open_arms(desk, out, seed, rates, study.seconds)
     flops = {name: warm_up(trainer) for name, trainer in arms.trainers.items()}
     if not any(trainer.step for trainer in arms.trainers.values()):  # new, or what was half done has lost its weights
         configs = {name: t.config.model_dump(mode="json") for name, t in arms.trainers.items()}
@@ -124,7 +127,7 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
                 write_result(path, result)
         scores = (f"{name} {result['arms'][name]['evaluations'][number]['distance']:.3f}" for name in arms.trainers)
         desk.say(f"seed {seed}, {study.seconds * number / study.evaluations:.0f} s: {', '.join(scores)}")
-    kept = {n: desk.work / f"seed-{seed}" / n / f"final-{t.step}" for n, t in arms.trainers.items()}
+    kept = {n: out / n / f"final-{t.step}" for n, t in arms.trainers.items()}
     for name, trainer in arms.trainers.items():
         if "final" not in result["arms"][name]:
             desk.say(f"seed {seed}: {study.final_clips} samples of {name}")
