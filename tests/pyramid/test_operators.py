@@ -134,3 +134,10 @@ def test_ratios_that_cannot_be_are_refused(name, ratio, said):
 def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match=f"unknown resize '{name}'; known: dct, haar, linear, and orthogonal wavelets"):
         find_operator(name)
+
+
+def test_sizes_must_suit_every_stage_not_the_coarsest_alone():
+    pyramid = Pyramid(FlowMatchingSchedule(), [(1, 1, 1), (2, 1, 1), (3, 1, 1)], resize="dct")
+    with pytest.raises(ValueError, match=r"num_frames 9 is not a multiple of 6 \(6 pyramid\); nearest: 6 or 12"):
+        pyramid.stage_shape((1, 1, 9, 1, 1), 1)
+    assert [pyramid.down(torch.zeros(1, 1, 12, 1, 1), k).shape[2] for k in range(3)] == [12, 6, 4]

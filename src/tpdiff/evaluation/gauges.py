@@ -12,7 +12,7 @@ from torch import Tensor
 from tpdiff.data.clips import Geometry
 from tpdiff.metrics.attributes import caption_labels
 from tpdiff.metrics.classifier import Classifier
-from tpdiff.metrics.clips import Source
+from tpdiff.metrics.clips import Clip, Source
 from tpdiff.metrics.motion import LEAST_FRAMES, LEAST_SIDE, measure_motion
 
 VERSION = 1
@@ -101,6 +101,11 @@ class Gauges:
             guess = max(wanted[1].count(label) for label in wanted[1]) / len(wanted[1])
             found[name] = {"real": hits[0], "made": hits[1], "guess": guess}
         return found
+
+
+def facts_of(clips: Sequence[Clip]) -> list[dict[str, Any]]:
+    """What the caption and the metadata of each clip say."""
+    return [{"caption": clip.source.entry.caption, **clip.source.entry.extra} for clip in clips]
 
 
 def _labels(

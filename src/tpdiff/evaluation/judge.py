@@ -1,6 +1,5 @@
 """The figures of a study: the same real clips, captions and seeds for every arm."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import cycle, islice
@@ -11,7 +10,7 @@ import numpy as np
 
 from tpdiff.data.clips import Geometry
 from tpdiff.data.store import load_array
-from tpdiff.evaluation.gauges import Gauges
+from tpdiff.evaluation.gauges import Gauges, facts_of
 from tpdiff.evaluation.quality import too_few
 from tpdiff.evaluation.samples import Sampling, sample_batch, sampled_clips
 from tpdiff.metrics.classifier import Classifier
@@ -75,7 +74,7 @@ class Judge:
             "kernel": kernel_distance(self.reference.real, made),
             "figures": gauges.figures(real, shown),
             "accuracy": gauges.accuracy(
-                real, _facts(clips), shown, _facts(self._asked(count)), self.reference.training
+                real, facts_of(clips), shown, facts_of(self._asked(count)), self.reference.training
             ),
             "warning": too_few(count),
         }
@@ -103,8 +102,13 @@ class Judge:
         return np.concatenate([self.gauges(load_clips(part, self.reference.geometry)) for part in parts])
 
     def _features(self, keep: Path) -> np.ndarray:
-        parts = [load_array(path) for path in sorted(keep.glob("*.npy"))]
-        rows = np.concatenate([part for part in parts if part is not None])
+        parts = []
+        for path in sorted(keep.glob("*.npy")):
+            part = load_array(path)
+            if part is None:
+                raise ValueError(f"{path} is damaged; remove {keep} and run the same command again")
+            parts.append(part)
+        rows = np.concatenate(parts)
         return rows[:, : self.reference.real.shape[1]].astype(np.float64)
 
     def _asked(self, count: int) -> list[Clip]:
@@ -117,8 +121,3 @@ def open_judge(config: Config, cache: Path, seed: int = 0) -> Judge:
     geometry = Geometry(data.frames, data.height, data.width, data.fps, data.resize)
     reference = Reference.fit(data.path, **geometry._asdict(), seed=seed, cache_dir=cache)
     return Judge(reference, Classifier.fit(reference.training, geometry, seed=seed, cache_dir=cache))
-
-
-def _facts(clips: Sequence[Clip]) -> list[dict[str, Any]]:
-    """What captions and metadata say."""
-    return [{"caption": clip.source.entry.caption, **clip.source.entry.extra} for clip in clips]

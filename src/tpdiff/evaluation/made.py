@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tpdiff.data import read_clip, scan
 from tpdiff.data.clips import Geometry
+from tpdiff.evaluation.gauges import facts_of
 from tpdiff.evaluation.samples import Sampling, sample_batch
 from tpdiff.metrics.clips import Clip, clips_digest, exact_sources, file_digest, shuffled
 from tpdiff.models.conditioning import NoCondition
@@ -90,7 +91,7 @@ def folder_clips(path: str | Path, geometry: Geometry, count: int | None = None,
     def load(first: int, last: int) -> Tensor:
         return torch.stack([_whole(clip, geometry) for clip in clips[first:last]])
 
-    facts = tuple({"caption": clip.source.entry.caption, **clip.source.entry.extra} for clip in clips)
+    facts = tuple(facts_of(clips))
     return Made(len(clips), FOLDER_PART, {"kind": "videos", "digest": clips_digest(clips)}, load, facts)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tpdiff import __version__
-from tpdiff.evaluation.gauges import Gauges
+from tpdiff.evaluation.gauges import Gauges, facts_of
 from tpdiff.evaluation.made import Made
 from tpdiff.metrics import Interval, Reference, frechet_interval, kernel_distance
 from tpdiff.metrics.classifier import Classifier
@@ -110,7 +110,7 @@ def evaluate(
     features, shown = np.split(made_rows, [reference.real.shape[1]], axis=1)
     real_key = _key("real", reference, {"clips": clips_digest(reference.clips)}, gauges)
     real_shown = _gather(place / real_key, len(reference.clips), REAL_PART, measure_real, None)
-    real_facts = [{"caption": clip.source.entry.caption, **clip.source.entry.extra} for clip in reference.clips]
+    real_facts = facts_of(reference.clips)
     floor_clips = min(made.count, len(reference.held))
     return Quality(
         distance_name=reference.features.distance,

@@ -1,4 +1,4 @@
-"""The mathematics of pyramidal diffusion: schedules, stages, targets, jumps, alignment. Torch and SciPy only."""
+"""The mathematics of pyramidal diffusion: schedules, stages, targets, jumps, alignment. Torch, SciPy and PyWavelets."""
 
 from tpdiff.pyramid.alignment import align, align_noise
 from tpdiff.pyramid.geometry import check_axis, check_video_size

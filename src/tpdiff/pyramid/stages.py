@@ -1,5 +1,6 @@
 """The pyramid: a partition of the denoising process into stages of growing size (MATH 1-3)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -124,6 +125,12 @@ class Pyramid:
         """d of the jump into stage k: fine elements per coarse element (the nominal one on a causal axis)."""
         return self.resizer.operator.block(self.ratio(k))
 
+    @property
+    def multiples(self) -> tuple[int, int, int]:
+        """(T, H, W): what full size must be a multiple of for every stage to come out whole."""
+        t, h, w = (math.lcm(*(stage[axis] for stage in self.factors)) for axis in range(3))
+        return t, h, w
+
     def stage_shape(self, shape: Sequence[int], k: int) -> tuple[int, ...]:
         """Full-size (B, C, T, H, W) -> the shape at stage k.
 
@@ -144,7 +151,7 @@ class Pyramid:
         if len(shape) != 5:
             raise ValueError(f"expected a shape (B, C, T, H, W), got {tuple(shape)}")
         for axis, name in enumerate(AXIS_NAMES):
-            multiple = {"pyramid": self.factors[-1][axis]}
+            multiple = {"pyramid": self.multiples[axis]}
             check_axis(name, shape[axis + 2], multiple, causal=self.causal_time and axis == 0)
 
     def down(self, x: Tensor, k: int) -> Tensor:

@@ -227,8 +227,8 @@ class PyramidPipeline(DiffusionPipeline):
         config: Any = self.transformer.config
         ratio = self.config.latent_ratio
         causal_vae = ratio[0] > 1
-        coarsest = self.pyramid.factors[-1]
-        check_video_size(size, coarsest, config.patch_size, ratio, self.pyramid.causal_time, causal_vae)
+        multiples = self.pyramid.multiples
+        check_video_size(size, multiples, config.patch_size, ratio, self.pyramid.causal_time, causal_vae)
         frames = 1 + (size[0] - 1) // ratio[0] if causal_vae else size[0]
         return (config.in_channels, frames, size[1] // ratio[1], size[2] // ratio[2])
 

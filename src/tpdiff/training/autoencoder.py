@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tpdiff.data import ClipDataset, to_float
 from tpdiff.data.stream import generator_for
+from tpdiff.files import write_whole
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.models.video_autoencoder import VideoAutoencoder
 from tpdiff.training import checkpoint as ckpt
@@ -85,7 +86,7 @@ class AutoencoderTrainer:
         if found is not None:
             self._restore(found)
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "config.yaml").write_text(dump_config(config))
+        write_whole(self.out / "config.yaml", dump_config(config))
 
     @property
     def fraction(self) -> float:

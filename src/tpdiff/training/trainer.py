@@ -53,7 +53,7 @@ class Trainer:
         self.config, self.out = config, Path(out)
         self.pyramid = build_pyramid(config)
         if config.model.autoencoder is None:
-            check_sizes(config, self.pyramid.factors[-1])
+            check_sizes(config, self.pyramid.multiples)
         check_trackers(config.log.trackers)
         found = check_folder(self.out, config, resume)
         if found is not None:
@@ -70,7 +70,7 @@ class Trainer:
             keep_freed_memory()
         self.dataset = open_dataset(config) if dataset is None else dataset
         self.conditioner = build_conditioner(config, self.dataset.captions)
-        self.latents = Latents(config, self.pyramid.factors[-1], self.device, self.dataset)
+        self.latents = Latents(config, self.pyramid.multiples, self.device, self.dataset)
         self.latent_shape = self.latents.shape
         self.network = self._build_network()
         self.ema = EMA(self.network.to(self.device), train.ema_decay)
