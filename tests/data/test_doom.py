@@ -64,6 +64,19 @@ def test_pictures_move_against_the_turn(made, rows):
 
 
 @needs_game
+def test_pace_is_the_speed_of_the_camera(tmp_path):
+    ways = {}
+    for pace in (1.0, 0.5):
+        made = record_doom(tmp_path / str(pace), pace=pace, clips=10, frames=9, size=(48, 64), scenario="basic", seed=3)
+        lines = (made.folder / "metadata.jsonl").read_text().splitlines()
+        turns = [row for row in map(json.loads, lines) if row["action"].startswith("turn")]
+        ways[pace] = sum(abs(shift(read_video(made.folder / row["file_name"]))) for row in turns) / len(turns)
+    assert ways[1.0] == pytest.approx(2 * ways[0.5], rel=0.3)
+    with pytest.raises(DataError, match="pace"):
+        record_doom(tmp_path / "1.0", pace=0.9, clips=10, frames=9, size=(48, 64), scenario="basic", seed=3)
+
+
+@needs_game
 def test_places_vary_and_no_clip_stands_still(made, rows):
     clips = [read_video(made.folder / row["file_name"]).float() for row in rows]
     firsts = torch.stack([clip[0] for clip in clips])
@@ -102,7 +115,7 @@ def test_one_action_is_held_and_no_clip_crosses_an_episode(monkeypatch, tmp_path
         begin = next(place for place, entry in enumerate(part) if entry[0] == "get_state")
         presses = [arguments for name, arguments, _ in part[begin:] if name == "make_action"]
         assert len(presses) == 136 and all(press == presses[0] for press in presses)
-        assert sum(presses[0][0]) == 1 and presses[0][1] == 2
+        assert sum(amount != 0 for amount in presses[0][0]) == 1 and presses[0][1] == 2
         assert not any(result for name, _, result in part if name == "is_episode_finished")
     assert kept == 2
 
@@ -155,6 +168,7 @@ def test_refusals(tmp_path, monkeypatch):
         ({"scenario": "my_way_hone"}, "'my_way_hone' is unknown; did you mean my_way_home"),
         ({"frames": 0}, "frames 0 is below 1"),
         ({"frame_skip": 0}, "frame_skip 0 is below 1"),
+        ({"pace": 0.0}, r"pace 0.0 is not in \(0, 2\]"),
         ({"size": (0, 64)}, r"size \(0, 64\)"),
         ({"fps": 0.0}, r"fps 0\.0 is not above 0"),
         ({"clips": 0}, "clips 0 is below 1"),

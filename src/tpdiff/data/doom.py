@@ -29,19 +29,20 @@ from .writing import write_video
 TICS = 35  # game steps a second
 ATTEMPTS = 200  # episodes tried for one clip
 CRF = 14
-BUTTONS = {  # action: (button, verb in the caption)
-    "turn_left": ("TURN_LEFT", "turns left"),
-    "turn_right": ("TURN_RIGHT", "turns right"),
-    "forward": ("MOVE_FORWARD", "walks forward"),
-    "strafe_left": ("MOVE_LEFT", "steps to the left"),
-    "strafe_right": ("MOVE_RIGHT", "steps to the right"),
-    "attack": ("ATTACK", "fires"),
+PRESSES = {  # action: (button, degrees or the engine's units of speed a step at pace 1, verb in the caption)
+    "turn_left": ("TURN_LEFT_RIGHT_DELTA", -3.5, "turns left"),
+    "turn_right": ("TURN_LEFT_RIGHT_DELTA", 3.5, "turns right"),
+    "forward": ("MOVE_FORWARD_BACKWARD_DELTA", 25.0, "walks forward"),
+    "strafe_left": ("MOVE_LEFT_RIGHT_DELTA", -24.0, "steps to the left"),
+    "strafe_right": ("MOVE_LEFT_RIGHT_DELTA", 24.0, "steps to the right"),
+    "attack": ("ATTACK", 1.0, "fires"),
 }
+BUTTONS = tuple(dict.fromkeys(button for button, _, _ in PRESSES.values()))
 TURNS = ("turn_left", "turn_right")
 STRAFES = ("strafe_left", "strafe_right")
 MOVES = ("forward", *STRAFES)
 LEAST_DEPTH = 8.0  # mean of a clip's depth pictures (0 ... 255); below it a wall fills the view
-LEAST_STEP = 1.5  # map units a tic to cover in each third of a clip by a moving action; a free walk makes 8
+LEAST_STEP = 1.5  # map units a tic, at pace 1, that a moving action covers in each third of a clip; a free walk makes 8
 OVERSAMPLING = 4  # pixels rendered for one kept, a side: the engine does not filter textures, distant ones flicker
 SCREENS = ((160, 120), (320, 240), (640, 480), (800, 600), (1024, 768), (1600, 1200))  # width, height
 
@@ -77,6 +78,7 @@ def record_doom(
     scenario: str = "my_way_home",
     size: tuple[int, int] = (120, 160),
     frame_skip: int = 2,
+    pace: float = 1.0,
     fps: float | None = None,
     seed: int = 0,
     test_share: float = 0.1,
@@ -87,7 +89,8 @@ def record_doom(
     A line of the metadata has file_name, caption, split, scenario, action, episode and fps. A caption is
     "a marine turns left in a maze of coloured rooms": one for each action of a scenario. Actions come in turn.
     A clip shows every `frame_skip`-th of the game's 35 steps a second and plays at `fps` (None: true speed,
-    35 / frame_skip). It starts where some random steps have led; an episode that ends too soon, or in which a
+    35 / frame_skip). pace: how fast the marine turns and walks, as a share of the game's own walk, in (0, 2]; at 1
+    the camera of a game, at 0.25 about one of film: a view's width in three seconds. A clip starts where some random steps have led; an episode that ends too soon, or in which a
     wall fills the view or stops a moving action, is dropped for another. size: (height, width) in pixels.
     Same parameters, same clips; a call that was interrupted is continued.
     progress: called with (clips done, clips in all).
@@ -96,6 +99,8 @@ def record_doom(
     """
     setting = _known(scenario)
     check_size(size)
+    if not 0 < pace <= 2:
+        raise ValueError(f"pace {pace} is not in (0, 2]")
     for name, value in (("frames", frames), ("frame_skip", frame_skip)):
         if value < 1:
             raise ValueError(f"{name} {value} is below 1")
@@ -103,7 +108,7 @@ def record_doom(
     rate = TICS / frame_skip if fps is None else fps
     check_rate(rate)
     recipe = dict(kind="doom", scenario=scenario, clips=clips, frames=frames, size=list(size), frame_skip=frame_skip)
-    recipe |= dict(oversampling=OVERSAMPLING)
+    recipe |= dict(oversampling=OVERSAMPLING, pace=pace)
     paths = [Path(out) / ("test" if n < testing else "train") / f"{n:05d}.mp4" for n in range(clips)]
     vizdoom = None if all(path.is_file() for path in paths) else _vizdoom()
     folder = open_set(out, recipe | dict(fps=rate, seed=seed, test_share=test_share))
@@ -113,13 +118,13 @@ def record_doom(
             split = path.parent.name
             action = setting.actions[number % len(setting.actions)]
             if not path.is_file():
-                video = _clip(game, setting, action, number, frames, frame_skip, seed)
+                video = _clip(game, setting, action, number, frames, frame_skip, pace, seed)
                 write_video(path, resize_frames(video, size), rate, crf=CRF, preset="veryfast")
                 written += 1
             rows.append(
                 {
                     "file_name": f"{split}/{path.name}",
-                    "caption": f"a marine {BUTTONS[action][1]} in {setting.place}",
+                    "caption": f"a marine {PRESSES[action][2]} in {setting.place}",
                     "split": split,
                     "scenario": scenario,
                     "action": action,
@@ -132,7 +137,9 @@ def record_doom(
     return finish_set(folder, rows, written)
 
 
-def _clip(game: Any, setting: Scenario, action: str, number: int, frames: int, frame_skip: int, seed: int) -> Tensor:
+def _clip(
+    game: Any, setting: Scenario, action: str, number: int, frames: int, frame_skip: int, pace: float, seed: int
+) -> Tensor:
     """uint8 (T, H, W, 3) of an episode in which `action` is held for the whole clip."""
     for attempt in range(ATTEMPTS):
         generator = generator_for(seed, "episode", number * ATTEMPTS + attempt)
@@ -148,10 +155,10 @@ def _clip(game: Any, setting: Scenario, action: str, number: int, frames: int, f
             depths.append(float(state.depth_buffer.mean()))
             places.append(state.game_variables[:2].copy())
             if len(pictures) < frames:
-                game.make_action(_press(action), frame_skip)
+                game.make_action(_press(action, pace), frame_skip)
         if len(pictures) < frames or sum(depths) < LEAST_DEPTH * frames:
             continue
-        if action not in MOVES or _keeps_moving(places, frame_skip):
+        if action not in MOVES or _keeps_moving(places, frame_skip * pace):
             return torch.from_numpy(np.stack(pictures))
     raise DataError(
         f"{ATTEMPTS} episodes gave no clip of {frames} frames ({frames * frame_skip} game steps) with "
@@ -172,16 +179,17 @@ def _stray(game: Any, setting: Scenario, generator: torch.Generator) -> None:
         game.make_action([0.0] * len(BUTTONS), 4)  # come to rest
 
 
-def _keeps_moving(places: list[np.ndarray], frame_skip: int) -> bool:
-    """Whether each third of a clip covers ground."""
+def _keeps_moving(places: list[np.ndarray], walk: float) -> bool:
+    """Whether each third of a clip covers ground. walk: game steps a frame, times the pace."""
     marks = [places[round(part * (len(places) - 1) / 3)] for part in range(4)]
     ways = [float(np.hypot(*(b - a))) for a, b in pairwise(marks)]
-    least = LEAST_STEP * frame_skip * (len(places) - 1) / 3
+    least = LEAST_STEP * walk * (len(places) - 1) / 3
     return min(ways) >= least
 
 
-def _press(action: str) -> list[float]:
-    return [float(name == action) for name in BUTTONS]
+def _press(action: str, pace: float = 1.0) -> list[float]:
+    pressed, amount, _ = PRESSES[action]
+    return [amount * (pace if button != "ATTACK" else 1) if button == pressed else 0.0 for button in BUTTONS]
 
 
 @contextmanager
@@ -198,7 +206,7 @@ def _game(vizdoom: Any, scenario: str, setting: Scenario, size: tuple[int, int])
         game.set_mode(vizdoom.Mode.PLAYER)
         game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{width}X{height}"))
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-        game.set_available_buttons([getattr(vizdoom.Button, button) for button, _ in BUTTONS.values()])
+        game.set_available_buttons([getattr(vizdoom.Button, button) for button in BUTTONS])
         game.set_available_game_variables([vizdoom.GameVariable.POSITION_X, vizdoom.GameVariable.POSITION_Y])
         game.set_depth_buffer_enabled(True)
         game.set_window_visible(False)

@@ -25,6 +25,7 @@ class StudyData(Section):
     frames: int = Field(33, ge=1)
     size: tuple[int, int] = (32, 48)
     frame_skip: int = Field(2, ge=1)
+    pace: float = Field(1.0, gt=0, le=2)
     seed: int = Field(0, ge=0)
 
 
@@ -113,6 +114,7 @@ def make_data(study: Study, out: Path, progress: Any = None) -> Path:
         scenario=data.scenario,
         size=data.size,
         frame_skip=data.frame_skip,
+        pace=data.pace,
         seed=data.seed,
         test_share=0.5,
         progress=progress,
