@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "PyramidPipeline": "tpdiff.sampling.pipeline",
+    "PyramidScheduler": "tpdiff.schedulers",
     "sample_pyramid": "tpdiff.sampling.loop",
     "VideoDiT": "tpdiff.models.video_dit",
 }

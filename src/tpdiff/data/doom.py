@@ -90,8 +90,9 @@ def record_doom(
     "a marine turns left in a maze of coloured rooms": one for each action of a scenario. Actions come in turn.
     A clip shows every `frame_skip`-th of the game's 35 steps a second and plays at `fps` (None: true speed,
     35 / frame_skip). pace: how fast the marine turns and walks, as a share of the game's own walk, in (0, 2]; at 1
-    the camera of a game, at 0.25 about one of film: a view's width in three seconds. A clip starts where some random steps have led; an episode that ends too soon, or in which a
-    wall fills the view or stops a moving action, is dropped for another. size: (height, width) in pixels.
+    the camera of a game, at 0.25 about one of film: a view's width in three seconds. A clip starts where some random
+    steps have led; an episode that ends too soon, or in which a wall fills the view or stops a moving action, is
+    dropped for another. size: (height, width) in pixels.
     Same parameters, same clips; a call that was interrupted is continued.
     progress: called with (clips done, clips in all).
     Raises ValueError for a bad number, DataError for an unknown scenario, when `out` holds something else,

@@ -15,10 +15,10 @@ from tpdiff.evaluation.arms import Arms
 from tpdiff.evaluation.latency import count_flops, measure
 from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, ShippedClips, StageView
 from tpdiff.evaluation.samples import frames_to_uint8, sampler
+from tpdiff.pyramid.steps import split_steps
 from tpdiff.recipes import recipe_path
 from tpdiff.sampling.loop import Progress
 from tpdiff.sampling.pipeline import PyramidPipeline
-from tpdiff.sampling.steps import split_steps
 from tpdiff.shipped import card, shipped_models
 from tpdiff.training.config import Config
 from tpdiff.training.load_config import load_config

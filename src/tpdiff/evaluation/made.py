@@ -20,8 +20,8 @@ from tpdiff.evaluation.gauges import facts_of
 from tpdiff.evaluation.samples import Sampling, sample_batch
 from tpdiff.metrics.clips import Clip, clips_digest, exact_sources, file_digest, shuffled
 from tpdiff.models.conditioning import NoCondition
+from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
-from tpdiff.sampling.steps import split_steps
 
 FOLDER_PART = 16  # clips of a folder that are in memory at a time
 

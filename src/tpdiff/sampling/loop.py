@@ -10,9 +10,9 @@ from torch import Tensor
 from tpdiff.pyramid.noise import Generators, check_generators, randn
 from tpdiff.pyramid.schedule import Level
 from tpdiff.pyramid.stages import Pyramid
+from tpdiff.pyramid.steps import split_steps
 from tpdiff.pyramid.targets import check_prediction_type
 from tpdiff.sampling.solvers import SOLVERS
-from tpdiff.sampling.steps import split_steps
 
 Denoiser = Callable[[Tensor, Tensor, int], Tensor]
 """(x at the stage's size, t (B,) in [0, 1], stage) -> prediction of x's shape."""

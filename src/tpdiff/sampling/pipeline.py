@@ -19,9 +19,9 @@ from tpdiff.models.video_dit import VideoDiT
 from tpdiff.pyramid.geometry import check_video_size
 from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
+from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.denoiser import guided_denoiser
 from tpdiff.sampling.loop import Progress, sample_pyramid
-from tpdiff.sampling.steps import split_steps
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 

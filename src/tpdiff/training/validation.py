@@ -23,8 +23,8 @@ from tpdiff.files import write_whole
 from tpdiff.metrics.distance import frechet_distance
 from tpdiff.metrics.features import efficientnet_features
 from tpdiff.metrics.reference import Reference
+from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.pipeline import PyramidPipeline
-from tpdiff.sampling.steps import split_steps
 from tpdiff.training.config import Config
 from tpdiff.training.held_out import midpoints, open_held_out, quantile_losses
 from tpdiff.training.randomness import sample_generators

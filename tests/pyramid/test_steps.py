@@ -2,7 +2,7 @@
 
 import pytest
 
-from tpdiff.sampling.steps import split_steps
+from tpdiff.pyramid.steps import split_steps
 
 
 @pytest.mark.parametrize(

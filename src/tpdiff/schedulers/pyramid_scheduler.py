@@ -1,0 +1,309 @@
+"""PyramidScheduler: a diffusers scheduler that runs another one in each stage and jumps between them (MATH 2, 3)."""
+
+import copy
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from torch import Tensor
+
+from tpdiff.pyramid.jump import jump
+from tpdiff.pyramid.noise import Generators
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.pyramid.steps import split_steps
+from tpdiff.schedulers.runs import POLICIES, Run, levels_walked, plan_run, start_level
+from tpdiff.schedulers.spacing import spacing_of
+from tpdiff.schedulers.wrapped import (
+    KINDS,
+    check_schedule,
+    check_wrappable,
+    is_flow,
+    load_grid,
+    scale_of,
+)
+
+
+class PyramidScheduler(SchedulerMixin, ConfigMixin):
+    """Runs `base_scheduler` inside each stage of `pyramid`, on that stage's interval, and jumps between them in `step`.
+
+    Where a stage ends, `step` returns the latents (B, C, T, H, W) at the **next** stage's size, so a loop that starts
+    from noise of the coarsest stage's size ends with latents of full size. With one stage it is the base scheduler.
+
+    Args:
+        base_scheduler: FlowMatchEuler, FlowMatchHeun, UniPC, DPM-Solver multistep, DDIM, CogVideoXDDIM, Euler or Heun;
+            copied, never changed. A dict is its saved configuration.
+        pyramid: on the base scheduler's noise schedule (`schedule_of`). A dict is its saved configuration.
+        steps: one count a stage, coarsest first; wins over `set_timesteps`'s `num_inference_steps`.
+        timestep_policy: what the network is told: "native", the base scheduler's own time of the current noise level,
+            or "pyramid_flow", arc length over the overlapping stages (Pyramid Flow's checkpoints).
+        per_stage_target: the network's flow is per unit of a stage's own time (Pyramid Flow's checkpoints), not of σ.
+
+    Raises:
+        ValueError: a scheduler that cannot run inside a stage (stochastic or unknown), a pyramid on another schedule,
+            an unknown policy.
+
+    Attributes:
+        generator: draws the jumps' noise, one, or one a sample, where `step` is given none.
+        timesteps: what the network is told, all stages in turn (not falling throughout: stages overlap).
+    """
+
+    config_name = "scheduler_config.json"  # type: ignore[assignment]
+    _compatibles: list = []  # noqa: RUF012  as the base class has it
+    _internal_dict: Any
+
+    def __init__(
+        self,
+        base_scheduler: Any,
+        pyramid: Pyramid | dict,
+        steps: Sequence[int] | None = None,
+        timestep_policy: str = "native",
+        per_stage_target: bool = False,
+    ):
+        self.base = _build(base_scheduler)
+        self.pyramid = Pyramid.from_config(pyramid) if isinstance(pyramid, dict) else pyramid
+        if timestep_policy not in POLICIES:
+            raise ValueError(f"unknown timestep_policy {timestep_policy!r}; known: {', '.join(POLICIES)}")
+        if len(self.pyramid) > 1:
+            check_wrappable(self.base)
+            check_schedule(self.base, self.pyramid.schedule)
+            if not is_flow(self.base) and (timestep_policy != "native" or per_stage_target):
+                raise ValueError("timestep_policy='pyramid_flow' and per_stage_target belong to flow matching")
+        self.register_to_config(
+            base_scheduler={"_class_name": type(self.base).__name__, **self.base.config},
+            pyramid=self.pyramid.config(),
+            steps=None if steps is None else split_steps(list(steps), len(self.pyramid)),
+            timestep_policy=timestep_policy,
+            per_stage_target=per_stage_target,
+        )
+        self.generator: Generators = None
+        self._only: int | None = None
+        self._runs: list[Run] = []
+        self._local = torch.empty(0)  # the base scheduler's timesteps in the current run
+        self._run = self._place = 0  # run, and evaluation in it
+        self._fresh = copy.deepcopy(self.base)
+
+    # What pipelines read
+
+    @property
+    def config(self) -> Any:
+        """The base scheduler's configuration and this one's own, for pipelines that ask."""
+        return FrozenDict({**self.base.config, **self._internal_dict})
+
+    @property
+    def order(self) -> int:
+        """The base scheduler's order."""
+        return self.base.order
+
+    @property
+    def init_noise_sigma(self) -> float | Tensor:
+        """What unit noise is multiplied by to be the first latents."""
+        if len(self.pyramid) == 1:
+            return self.base.init_noise_sigma
+        if not self._runs or self._runs[0].stage < len(self.pyramid) - 1:
+            return 1.0  # the latents come from a jump, whose result has the right scale
+        start = self._runs[0].levels[0]
+        scale = scale_of(self.base, start)
+        return 1.0 if scale == 1.0 else math.sqrt(1 + start.kappa**2)
+
+    @property
+    def timesteps(self) -> Tensor:
+        """What the network is told at each evaluation, (N,)."""
+        return self.base.timesteps if len(self.pyramid) == 1 else self._timesteps
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The base scheduler's noise levels at each evaluation, all stages in turn, then the last one's end."""
+        return self.base.sigmas if len(self.pyramid) == 1 else self._sigmas
+
+    @property
+    def stage(self) -> int:
+        """The stage that the next step belongs to, 0 the finest."""
+        return self._runs[self._run].stage if self._runs else len(self.pyramid) - 1
+
+    @property
+    def step_index(self) -> int | None:
+        """Evaluations done."""
+        if len(self.pyramid) == 1:
+            return self.base.step_index
+        return sum(self._counts[: self._run]) + self._place if self._runs else None
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where sampling begins: always at the first step."""
+        return getattr(self.base, "begin_index", None) if len(self.pyramid) == 1 else 0
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Only 0 where there are stages: a start within the schedule would need latents of some stage's size."""
+        if len(self.pyramid) == 1:
+            if hasattr(self.base, "set_begin_index"):
+                self.base.set_begin_index(begin_index)
+        elif begin_index != 0:
+            raise ValueError(f"begin_index {begin_index}: sampling through stages begins at the first step, 0")
+
+    # Sampling
+
+    def restrict(self, stage: int | None) -> None:
+        """Let `set_timesteps` give the steps of one stage alone, or of all (None). `jump` then leads on."""
+        self._only = stage
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | Sequence[float] | None = None,
+    ) -> None:
+        """Lay out the steps of every stage and begin at the first.
+
+        Args:
+            num_inference_steps: a total, split evenly with the remainder to the coarsest; or one count a stage,
+                coarsest first.
+            device: of `timesteps`.
+            timesteps: of a plain schedule; refused where there are stages.
+            sigmas: levels before the shift, falling from 1, whose spacing all stages follow.
+            mu: dynamic shift; one, or one a stage, coarsest first.
+
+        Raises:
+            ValueError: counts that do not fit the stages, or more steps than a stage has whole timesteps.
+        """
+        if len(self.pyramid) == 1:
+            given = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
+            options = {name: value for name, value in given.items() if value is not None}
+            if num_inference_steps is not None:
+                options["num_inference_steps"] = num_inference_steps
+            self.base.set_timesteps(device=device, **options)
+            self.num_inference_steps = self.base.num_inference_steps
+            return
+        if timesteps is not None:
+            raise ValueError("timesteps of a plain schedule have no meaning with stages; give num_inference_steps")
+        wanted = num_inference_steps if num_inference_steps is not None else None if sigmas is None else len(sigmas)
+        counts = self.config.steps
+        if counts is None:
+            if wanted is None:
+                raise ValueError("give num_inference_steps, or sigmas")
+            counts = split_steps(wanted, len(self.pyramid))
+        mus = list(mu) if isinstance(mu, Sequence) else [mu] * len(counts)
+        order = range(len(self.pyramid) - 1, -1, -1)
+        self._runs = []
+        for k, steps, shift in zip(order, counts, mus, strict=True):
+            if self._only in (None, k):
+                spacing = spacing_of(self.base, sum(counts), sigmas, shift) if is_flow(self.base) else None
+                self._runs.append(plan_run(self.base, self.pyramid, k, steps, spacing, self.config.timestep_policy))
+        self.num_inference_steps = sum(len(run.levels) - 1 for run in self._runs)
+        parts, values = [], []
+        for place in range(len(self._runs)):
+            parts.append(self._enter(place, device))
+            values.append(levels_walked(self.base, self._runs[place])[: len(parts[-1])])
+        self._timesteps = torch.cat(parts)
+        self._sigmas = torch.cat([*values, levels_walked(self.base, self._runs[-1])[-1:]])
+        self._counts = [len(part) for part in parts]
+        self._enter(0, device)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The latents as the network takes them."""
+        scale = getattr(self.base, "scale_model_input", None)  # flow matching schedulers have none
+        return sample if scale is None else scale(sample, timestep)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        generator: Generators = None,
+        return_dict: bool = True,
+        **options: Any,
+    ) -> SchedulerOutput | tuple:
+        """One step of the base scheduler; where it ends a stage, the jump into the next one.
+
+        Args:
+            model_output: the network's prediction, of the latents' shape.
+            timestep: the current one of `timesteps`.
+            sample: the latents (B, C, T, H, W); of any shape in the last stage.
+            eta: must be 0 where there are stages.
+            generator: draws the jump's noise; None: `self.generator`.
+            return_dict: a SchedulerOutput, or the tuple (prev_sample,).
+
+        Raises:
+            ValueError: noise asked for (eta above 0), or no steps left.
+        """
+        if len(self.pyramid) == 1:
+            return self._plain_step(model_output, timestep, sample, eta, generator, return_dict, options)
+        if eta > 0 or options.get("s_churn", 0.0) > 0:
+            raise ValueError("a stage is sampled without noise: its noise estimate is not the score; use eta=0")
+        if not self._runs or self._place >= len(self._local):
+            raise ValueError("no steps left; call set_timesteps first")
+        run = self._runs[self._run]
+        if self.config.per_stage_target:
+            ends = self.pyramid.stages[run.stage]
+            model_output = model_output / (ends.start_level.sigma - ends.end_level.sigma)
+        at: Any = self._local[self._place]
+        if KINDS[type(self.base).__name__].table:
+            at = int(at)
+        prev = self.base.step(model_output, at, sample, return_dict=False)[0]
+        self._place += 1
+        if self._place == len(self._local) and self._run + 1 < len(self._runs):
+            prev = self.jump(prev, generator)
+            self._enter(self._run + 1, self._timesteps.device)
+        return SchedulerOutput(prev_sample=prev) if return_dict else (prev,)
+
+    def jump(self, sample: Tensor, generator: Generators = None) -> Tensor:
+        """The latents (B, C, T, H, W) that ended the current stage -> those that the next finer one starts from."""
+        run = self._runs[self._run]
+        k, end = run.stage - 1, run.levels[-1]
+        start = start_level(self.base, self.pyramid, k)
+        x = sample.float() / scale_of(self.base, end)
+        source = self.generator if generator is None else generator
+        x = jump(x, self.pyramid.resizer, self.pyramid.ratio(k), end, start, source)
+        return (x * scale_of(self.base, start)).to(sample.dtype)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The base scheduler's, on its own whole schedule."""
+        return self._fresh.add_noise(original_samples, noise, timesteps)
+
+    def __len__(self) -> int:
+        return self.base.config.num_train_timesteps
+
+    # Stages
+
+    def _enter(self, place: int, device: torch.device | str | None) -> Tensor:
+        """Make the base scheduler walk a run from its beginning; what the network is told in it."""
+        run = self._runs[place]
+        self._run, self._place = place, 0
+        self._local = load_grid(self.base, run.levels, run.times.to(device or "cpu"), run.finest)
+        if KINDS[type(self.base).__name__].table:
+            return run.times[:-1].to(device or "cpu")
+        return self._local
+
+    def _plain_step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float,
+        generator: Any,
+        return_dict: bool,
+        options: Any,
+    ) -> Any:
+        known = inspect.signature(self.base.step).parameters
+        given = dict(options) | ({"eta": eta} if "eta" in known else {})
+        if "generator" in known:
+            given["generator"] = generator
+        return self.base.step(model_output, timestep, sample, return_dict=return_dict, **given)
+
+
+def _build(base: Any) -> Any:
+    """A scheduler of one's own: a copy, or built from its configuration."""
+    if not isinstance(base, dict):
+        return copy.deepcopy(base)
+    name = base.get("_class_name", "")
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and issubclass(kind, ConfigMixin)):
+        raise ValueError(f"unknown base scheduler {name!r}: not one of diffusers' schedulers")
+    return kind.from_config({key: value for key, value in base.items() if key != "_class_name"})

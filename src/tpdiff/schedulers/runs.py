@@ -1,0 +1,102 @@
+"""The steps of one stage: which noise levels are visited, and what the network is told there (MATH 3, 7)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpdiff.pyramid.schedule import CLEAN, Level
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.schedulers.spacing import Spacing
+from tpdiff.schedulers.wrapped import KINDS, has_whole_times, is_flow
+
+POLICIES = ("native", "pyramid_flow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stage's steps.
+
+    Attributes:
+        stage: k, 0 the finest.
+        levels: the n + 1 levels visited, noisiest first.
+        times: what the network is told at each of them, (n + 1,): whole timesteps int64, others float32.
+    """
+
+    stage: int
+    levels: list[Level]
+    times: Tensor
+
+    @property
+    def finest(self) -> bool:
+        """Whether the steps end at clean latents."""
+        return self.stage == 0
+
+
+def plan_run(base: Any, pyramid: Pyramid, k: int, steps: int, spacing: Spacing | None, policy: str) -> Run:
+    """The steps of stage k under a wrapped scheduler.
+
+    Args:
+        base: the wrapped scheduler.
+        pyramid: the stages.
+        k: the stage.
+        steps: how many.
+        spacing: flow matching's; None: uniform in t.
+        policy: what the network is told, one of POLICIES.
+
+    Raises:
+        ValueError: more steps than the stage has whole timesteps.
+    """
+    levels = _spaced(pyramid, k, steps, spacing) if spacing else _indexed(base, pyramid, k, steps)
+    return Run(k, levels, _told(base, pyramid, k, levels, policy))
+
+
+def start_level(base: Any, pyramid: Pyramid, k: int) -> Level:
+    """s_k, or the next noisier whole timestep where the network is told whole ones."""
+    start = pyramid.stages[k].start_level
+    if not has_whole_times(base):
+        return start
+    last = base.config.num_train_timesteps - 1
+    return pyramid.schedule.level(min(math.ceil(start.t * last - 1e-9), last) / last)
+
+
+def levels_walked(base: Any, run: Run) -> Tensor:
+    """The wrapped scheduler's own levels in a run it has just entered."""
+    if KINDS[type(base).__name__].table:
+        return torch.tensor([level.sigma for level in run.levels])
+    return base.sigmas
+
+
+def _spaced(pyramid: Pyramid, k: int, steps: int, spacing: Spacing) -> list[Level]:
+    stage = pyramid.stages[k]
+    inner = spacing.between(stage.start, stage.end, steps)[1:-1]
+    return [stage.start_level, *(pyramid.schedule.level(t) for t in inner), stage.end_level]
+
+
+def _indexed(base: Any, pyramid: Pyramid, k: int, steps: int) -> list[Level]:
+    start, end = start_level(base, pyramid, k), CLEAN if k == 0 else pyramid.stages[k].end_level
+    last = base.config.num_train_timesteps - 1
+    top, bottom = start.t * last, end.t * last
+    places = torch.linspace(top, bottom, steps + 1, dtype=torch.float64)[:-1]
+    if has_whole_times(base):
+        places = places.round()
+        room = round(top) - math.floor(bottom)
+        if steps > room:
+            raise ValueError(f"stage {k} has {room} whole timesteps, too few for {steps} steps; nearest: {room}")
+    return [start, *(pyramid.schedule.level(float(place) / last) for place in places[1:]), end]
+
+
+def _told(base: Any, pyramid: Pyramid, k: int, levels: Sequence[Level], policy: str) -> Tensor:
+    t = torch.tensor([level.t for level in levels], dtype=torch.float64)
+    if policy == "pyramid_flow":
+        lengths = [stage.start - stage.end for stage in pyramid.stages]
+        t = (sum(lengths[:k]) + t - pyramid.stages[k].end) / sum(lengths)
+    train = base.config.num_train_timesteps
+    if is_flow(base):
+        t = 1 - t if base.config.get("invert_sigmas") else t
+        return (t * train).to(torch.float32)
+    index = t * (train - 1)
+    return index.round().to(torch.int64) if has_whole_times(base) else index.to(torch.float32)

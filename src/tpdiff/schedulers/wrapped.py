@@ -1,0 +1,180 @@
+"""What a pyramid must know of the diffusers schedulers it can wrap, and how to make one walk a grid of ours."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpdiff.pyramid.schedule import FlowMatchingSchedule, Level, Schedule, VariancePreservingSchedule
+
+NOT_QUITE_NOISE = 1 - 1e-6  # where a solver in log signal-to-noise begins: at 1 its logarithm is infinite
+ONE_STEP_AGO = {"prev_derivative": None, "dt": None, "sample": None}  # what a second-order step remembers
+STOCHASTIC = "a stage's noise estimate is not the score of its marginal, so only deterministic steps are right"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a scheduler class keeps its grid.
+
+    Attributes:
+        table: it looks levels up in a table by whole timesteps; otherwise it walks an array of noise levels.
+        log_snr: it computes in the log of the signal-to-noise ratio.
+        scaled: its latents are divided by γ, x_0 + κ ε.
+        twice: it evaluates the network at both ends of a step (second order).
+    """
+
+    table: bool = False
+    log_snr: bool = False
+    scaled: bool = False
+    twice: bool = False
+
+
+KINDS = {
+    "FlowMatchEulerDiscreteScheduler": Kind(),
+    "FlowMatchHeunDiscreteScheduler": Kind(twice=True),
+    "UniPCMultistepScheduler": Kind(log_snr=True),
+    "DPMSolverMultistepScheduler": Kind(log_snr=True),
+    "DDIMScheduler": Kind(table=True),
+    "CogVideoXDDIMScheduler": Kind(table=True),
+    "EulerDiscreteScheduler": Kind(scaled=True),
+    "HeunDiscreteScheduler": Kind(scaled=True, twice=True),
+}
+OWN_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+
+
+def check_wrappable(base: Any) -> Kind:
+    """The kind of a scheduler that stages can run.
+
+    Raises:
+        ValueError: a scheduler that is unknown, stochastic, or spaces its steps in a way that stages cannot follow.
+    """
+    name, config = type(base).__name__, base.config
+    if name not in KINDS:
+        known = ", ".join(sorted(KINDS))
+        raise ValueError(
+            f"{name} cannot run inside a stage: it is unknown or draws noise ({STOCHASTIC}). Known: {known}"
+        )
+    if config.get("stochastic_sampling"):
+        raise ValueError(f"{name} with stochastic_sampling=True draws noise: {STOCHASTIC}; set it to False")
+    if str(config.get("algorithm_type", "")).startswith("sde"):
+        raise ValueError(
+            f"{name} with algorithm_type={config.algorithm_type!r} draws noise: {STOCHASTIC}; use 'dpmsolver++'"
+        )
+    for option in OWN_SPACINGS:
+        if config.get(option):
+            raise ValueError(f"{name} with {option}=True spaces its steps over one schedule; stages need it off")
+    if config.get("timestep_type") == "continuous":
+        raise ValueError(f"{name} with timestep_type='continuous' tells the network another time than the index's")
+    if getattr(base, "solver_p", None) is not None:
+        raise ValueError(f"{name} with a solver_p of its own cannot be reset at a jump")
+    return KINDS[name]
+
+
+def is_flow(base: Any) -> bool:
+    """Whether a scheduler's noise levels are flow matching's."""
+    config = base.config
+    return type(base).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+
+
+def schedule_of(base: Any) -> Schedule:
+    """The noise schedule of a diffusers scheduler: what its `Pyramid` is built on.
+
+    Raises:
+        ValueError: a scheduler without one that we know.
+    """
+    if is_flow(base):
+        return FlowMatchingSchedule()
+    if getattr(base, "alphas_cumprod", None) is None:
+        raise ValueError(f"{type(base).__name__} has no noise schedule that a pyramid can be built on")
+    return VariancePreservingSchedule(base.alphas_cumprod)
+
+
+def check_schedule(base: Any, schedule: Schedule) -> None:
+    """Refuse a pyramid on another noise schedule than its scheduler's.
+
+    Raises:
+        ValueError: naming both.
+    """
+    own = schedule_of(base)
+    times = torch.linspace(0, 1, 101, dtype=torch.float64)
+    if own.name != schedule.name or not torch.allclose(own.sigma(times), schedule.sigma(times), atol=1e-5):
+        raise ValueError(
+            f"the pyramid's schedule ({schedule.name}) is not the one of {type(base).__name__} ({own.name}, or other "
+            "betas): build it on tpdiff.schedulers.schedule_of(pipe.scheduler)"
+        )
+
+
+def has_whole_times(base: Any) -> bool:
+    """Whether the network is told whole timesteps, so that levels must stand on them."""
+    return KINDS[type(base).__name__].table or (KINDS[type(base).__name__].log_snr and not is_flow(base))
+
+
+def load_grid(base: Any, levels: Sequence[Level], times: Tensor, finest: bool) -> Tensor:
+    """Make a scheduler walk `levels`, its history empty.
+
+    Args:
+        base: the scheduler; its grid is replaced.
+        levels: n + 1 levels, noisiest first.
+        times: what the network is told at each of them, (n + 1,).
+        finest: whether the last level is the schedule's clean end, where the network is never evaluated.
+
+    Returns:
+        Timesteps for `base.step`, one an evaluation.
+    """
+    kind = KINDS[type(base).__name__]
+    if kind.twice:
+        vars(base).update(ONE_STEP_AGO)
+    if kind.log_snr:
+        order = base.config.solver_order
+        vars(base).update(
+            lower_order_nums=0, last_sample=None, model_outputs=[None] * order, timestep_list=[None] * order
+        )
+    base.num_inference_steps = len(levels) - 1
+    if kind.table:
+        return _load_table(base, levels)
+    values = torch.tensor([_value(base, kind, level) for level in levels], dtype=torch.float64)
+    if finest and kind.log_snr and base.config.get("final_sigmas_type") == "sigma_min":
+        values[-1] = schedule_of(base).level(0.0).kappa
+    last = len(levels) - 1
+    at = torch.arange(last + 1)
+    if kind.twice:
+        at = torch.tensor([0, *at[1:-1].repeat_interleave(2).tolist(), last])
+    told = times[at[:-1] if finest or not kind.twice else at]
+    base.sigmas = values[at].to(torch.float32)
+    # a multistep solver lowers its order before the last timestep, which only the finest stage holds
+    base.timesteps = told if finest else torch.cat([told, told[-1:].expand(base.config.get("solver_order", 1))])
+    base._step_index, base._begin_index = None, 0
+    return told
+
+
+def _value(base: Any, kind: Kind, level: Level) -> float:
+    """A level in the scheduler's own terms."""
+    if not is_flow(base):
+        return level.kappa
+    sigma = min(level.sigma, NOT_QUITE_NOISE) if kind.log_snr else level.sigma
+    return 1 - sigma if base.config.get("invert_sigmas") else sigma
+
+
+def _load_table(base: Any, levels: Sequence[Level]) -> Tensor:
+    """A table in which the scheduler's own stride leads from one of our levels to the next."""
+    steps = len(levels) - 1
+    stride = base.config.num_train_timesteps // steps
+    if stride < 1:
+        raise ValueError(f"{steps} steps are more than the scheduler's {base.config.num_train_timesteps} timesteps")
+    places = torch.arange(steps - 1, -1, -1) * stride
+    table = torch.ones(base.config.num_train_timesteps, dtype=torch.float64)
+    table[places] = torch.tensor([level.alpha**2 for level in levels[:-1]], dtype=torch.float64)
+    base.alphas_cumprod = table.to(torch.float32)
+    base.final_alpha_cumprod = torch.tensor(levels[-1].alpha ** 2)
+    base.timesteps = places
+    return places
+
+
+def scale_of(base: Any, level: Level) -> float:
+    """What x = γ x_0 + σ ε is multiplied by to be the scheduler's latent at a level."""
+    if not KINDS[type(base).__name__].scaled:
+        return 1.0
+    return math.inf if level.alpha == 0 else 1 / level.alpha
