@@ -1,5 +1,7 @@
 """The average of weights against its closed form."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -32,13 +34,29 @@ def test_the_average_is_the_closed_form_in_float32(dtype, decay):
         network.step(generator)
         ema.update(network)
         history.append([p.detach().double() for p in network.parameters()])
-        shares = [decay ** (n - i) for i in range(1, n + 1)]
+        keeps = [min(decay, ((i - 1) / i) ** 8) for i in range(1, n + 1)]
+        shares = [(1 - keeps[i]) * math.prod(keeps[i + 1 :]) for i in range(n)]
+        assert sum(shares) == pytest.approx(1)
         for index, average in enumerate(ema.network.parameters()):
             assert average.dtype == torch.float32
             wanted = sum(s * w[index] for s, w in zip(shares, history, strict=True)) / sum(shares)
             torch.testing.assert_close(average.double(), wanted, rtol=0, atol=3e-6)
     assert ema.updates == 40
     assert int(ema.network.seen) == 40
+
+
+def test_a_short_run_is_averaged_over_its_last_part():
+    """Weights that rise by one a step: the average lags by the same share of the run, until the decay's own lag."""
+    network = nn.Linear(1, 1, bias=False)
+    lags = {}
+    for decay in (0.9999, 0.99):
+        ema = EMA(network, decay)
+        for n in range(1, 2001):
+            nn.init.constant_(network.weight, n)
+            ema.update(network)
+            lags[decay, n] = n - float(ema.network.weight)
+    assert lags[0.9999, 200] / 200 == pytest.approx(1 / 9, rel=0.05) == lags[0.9999, 2000] / 2000
+    assert lags[0.99, 2000] == pytest.approx(0.99 / 0.01, rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
