@@ -5,7 +5,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-
 POWER = 8  # of (1 - 1/n): about the last eighth of the steps so far
 
 
