@@ -82,6 +82,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         )
         self.generator: Generators = None
         self._only: int | None = None
+        self._steps: Sequence[int] | None = None
         self._runs: list[Run] = []
         self._local = torch.empty(0)  # the base scheduler's timesteps in the current run
         self._run = self._place = 0  # run, and evaluation in it
@@ -147,9 +148,12 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
 
     # Sampling
 
-    def restrict(self, stage: int | None) -> None:
-        """Let `set_timesteps` give the steps of one stage alone, or of all (None). `jump` then leads on."""
-        self._only = stage
+    def restrict(self, stage: int | None, steps: Sequence[int] | None = None) -> None:
+        """Let `set_timesteps` give the steps of one stage alone, or of all (None). `jump` then leads on.
+
+        steps: all stages' counts, coarsest first, that hold meanwhile.
+        """
+        self._only, self._steps = stage, steps
 
     def set_timesteps(
         self,
@@ -183,7 +187,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         if timesteps is not None:
             raise ValueError("timesteps of a plain schedule have no meaning with stages; give num_inference_steps")
         wanted = num_inference_steps if num_inference_steps is not None else None if sigmas is None else len(sigmas)
-        counts = self.config.steps
+        counts = self._steps or self.config.steps
         if counts is None:
             if wanted is None:
                 raise ValueError("give num_inference_steps, or sigmas")

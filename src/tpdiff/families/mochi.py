@@ -1,0 +1,25 @@
+"""Mochi: its time runs the other way, from 0 (noise) to 1, which the scheduler knows by `invert_sigmas`."""
+
+from typing import Any
+
+from tpdiff.families.base import Family, Size, register_family
+
+
+def _vae_ratio(pipe: Any) -> Size:
+    side = pipe.vae_spatial_scale_factor
+    return pipe.vae_temporal_scale_factor, side, side
+
+
+def _patch(pipe: Any) -> Size:
+    return 1, pipe.patch_size, pipe.patch_size
+
+
+MOCHI = register_family(
+    Family(
+        name="mochi",
+        pipelines=("MochiPipeline",),
+        vae_ratio=_vae_ratio,
+        patch=_patch,
+        positions="learned mixtures of whole numbers, the area scaled to that of training",
+    )
+)
