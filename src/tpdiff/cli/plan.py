@@ -94,11 +94,9 @@ def _show(made: Plan, suggested: Plan | None, guidance: bool, rate: float | None
         print("within the budget:")
         _line(suggested, guidance, rate)
     print(
-        f"memory: {made.weights_gib:.1f} GiB of weights in bf16, and by stage, in GiB, the activations of one call of the"
+        f"memory: {made.weights_gib:.1f} GiB of weights in bf16; by stage, in GiB, an estimate of the activations of one"
     )
-    print(
-        f"  network (batch {made.batch}): an estimate, the peak of the live ones, eager, attention fused; without the"
-    )
+    print(f"  call of the network (batch {made.batch}): the peak of the live ones, eager, attention fused, without the")
     print("  kernels' workspaces and what an allocator wastes")
     for note in (*made.notes, NOT_INCLUDED):
         print(f"note: {note}")

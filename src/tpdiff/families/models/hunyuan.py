@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from tpdiff.families.models.published import Config, Published, Shape, empty, times, widen_transformer
 
@@ -120,13 +119,13 @@ def _widen(config: Config, layers: int | None, hidden: int | None) -> dict[str, 
     return changed
 
 
-def _vae() -> nn.Module:
+def _vae() -> Any:
     from diffusers import AutoencoderKLHunyuanVideo
 
     return AutoencoderKLHunyuanVideo()
 
 
-def _vae_15() -> nn.Module:
+def _vae_15() -> Any:
     from diffusers import AutoencoderKLHunyuanVideo15
 
     return AutoencoderKLHunyuanVideo15()

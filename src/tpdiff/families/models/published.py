@@ -64,7 +64,7 @@ class Published:
     passes: int = 2
     together: bool = False
     experts: int = 1
-    vae: Callable[[], nn.Module] | None = None
+    vae: Callable[[], Any] | None = None
     notes: tuple[str, ...] = field(default=())
 
     def build(self, device: torch.device | str, dtype: torch.dtype, **changes: Any) -> nn.Module:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from tpdiff.families.models.published import Config, Published, Shape, empty, heads_of, times
 
@@ -66,7 +65,7 @@ def _time_a_token(network: Any) -> Any:
     from diffusers import WanPipeline
     from diffusers.video_processor import VideoProcessor
 
-    pipe = WanPipeline(None, None, None, _scheduler(5.0), network, expand_timesteps=True)
+    pipe: Any = WanPipeline(None, None, None, _scheduler(5.0), network, expand_timesteps=True)
     pipe.vae_scale_factor_spatial = 16  # its autoencoder's, which is not there
     pipe.video_processor = VideoProcessor(vae_scale_factor=16)
     return pipe
@@ -116,7 +115,7 @@ def _widen(config: Config, layers: int | None, hidden: int | None) -> dict[str, 
     }
 
 
-def _vae() -> nn.Module:
+def _vae() -> Any:
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan()  # the defaults are Wan 2.1's
