@@ -96,6 +96,7 @@ TWO = Published(
     embeddings=_embeddings,
     widen=widen_transformer,
     vae=_vae,
+    latent_channels=16,
     size=(49, 480, 720),
     steps=50,
     text_tokens=TEXT,

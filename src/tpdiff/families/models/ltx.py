@@ -94,6 +94,7 @@ FIRST = Published(
     embeddings=_embeddings,
     widen=_widen,
     vae=_vae,
+    latent_channels=128,
     size=(161, 512, 704),
     steps=50,
     text_tokens=TEXT,

@@ -72,6 +72,7 @@ PREVIEW = Published(
     embeddings=_embeddings,
     widen=widen_transformer,
     vae=_vae,
+    latent_channels=12,
     size=(163, 480, 848),
     steps=64,
     text_tokens=TEXT,

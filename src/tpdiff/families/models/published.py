@@ -43,7 +43,9 @@ class Published:
         together: both passes are one batch of two.
         experts: networks of this configuration, of which a step uses one.
         widen: (configuration, layers, hidden size) -> that of a smaller or larger network of the same shape.
-        vae: -> its autoencoder with random weights, on the default device; None: not known here.
+        vae: -> its autoencoder with random weights, on the default device.
+        latent_channels: of what the autoencoder decodes.
+        frame_vae: the autoencoder decodes frames, not videos.
         notes: what a reader of its figures should know.
     """
 
@@ -60,11 +62,13 @@ class Published:
     patch: Size
     embeddings: Callable[[Config, torch.dtype], dict[str, Any]] | None
     widen: Callable[[Config, int | None, int | None], dict[str, Any]]
+    vae: Callable[[], Any]
+    latent_channels: int
     layers: tuple[str, ...] = ("num_layers",)
     passes: int = 2
     together: bool = False
     experts: int = 1
-    vae: Callable[[], Any] | None = None
+    frame_vae: bool = False
     notes: tuple[str, ...] = field(default=())
 
     def build(self, device: torch.device | str, dtype: torch.dtype, **changes: Any) -> nn.Module:

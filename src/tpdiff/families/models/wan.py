@@ -121,6 +121,22 @@ def _vae() -> Any:
     return AutoencoderKLWan()  # the defaults are Wan 2.1's
 
 
+def _vae_16() -> Any:
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(  # `vae22_diffusers_config` of the same script
+        base_dim=160,
+        decoder_base_dim=256,
+        z_dim=48,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        scale_factor_temporal=4,
+    )
+
+
 SMALL = Published(
     name="wan2.1-1.3b",
     title="Wan 2.1 T2V 1.3B",
@@ -132,6 +148,7 @@ SMALL = Published(
     embeddings=_embeddings,
     widen=_widen,
     vae=_vae,
+    latent_channels=16,
     size=(81, 480, 832),
     steps=50,
     text_tokens=TEXT,
@@ -165,7 +182,8 @@ FIVE = replace(
     config=_config(heads=24, layers=30, ffn=14336, channels=48, out_channels=48),
     pipeline=_time_a_token,
     inputs=_inputs_time_a_token,
-    vae=None,
+    vae=_vae_16,
+    latent_channels=48,
     size=(121, 704, 1280),
     notes=("every token carries a time of its own, so that the time embedding is counted for every token",),
 )
