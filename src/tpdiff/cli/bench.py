@@ -107,7 +107,7 @@ def _show(measured: Bench) -> None:
     title = (
         f"{plan.model.title}, random weights: {size}, frames x height x width, {measured.dtype}, {guidance} guidance"
     )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     for name in ("stage", "tokens", "steps", "seconds a step", "TFLOPs a second"):
         table.add_column(name, justify="right", no_wrap=True)
     passes = plan.passes if measured.guidance else 1
@@ -115,6 +115,7 @@ def _show(measured: Bench) -> None:
     for name, stage, seconds in [*rows, ("plain", plan.plain, measured.plain_step_seconds)]:
         rate = stage.tflops_per_step * passes / seconds
         table.add_row(name, f"{stage.tokens:,}", str(stage.steps), f"{seconds:.4g}", f"{rate:.4g}")
+    print(title)
     console.print(table)
     for row in figures["rows"]:
         memory = "" if row["peak_bytes"] is None else f", peak memory {row['peak_bytes'] / 2**30:.2f} GiB"

@@ -81,13 +81,14 @@ def _show(made: Plan, suggested: Plan | None, guidance: bool, rate: float | None
     console = Console()
     console.width = max(console.width, 100)
     title = f"{made.model.title}: {_size(made.plain.size)}, frames x height x width"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     for name in ("stage", "size", "latent", "tokens", "TFLOPs a step", "steps", "TFLOPs", "share", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in made.stages:
         table.add_row(str(stage.stage), *_cells(stage), f"{stage.tflops / made.total_tflops:.1%}", _memory(stage))
     table.add_section()
     table.add_row("plain", *_cells(made.plain), "", _memory(made.plain))
+    print(title)
     console.print(table)
     _line(made, guidance, rate)
     if suggested is not None:

@@ -87,7 +87,7 @@ def bench_picture(bench: Bench, path: Path) -> None:
     axes.set_xlabel(f"seconds of one sampling without text encoder and VAE, {bench.device}")
     axes.set_title(f"{plan.model.title}, random weights, {'x'.join(map(str, plan.plain.size))}", loc="left", fontsize=9)
     axes.invert_yaxis()
-    axes.legend(loc="lower right", fontsize=7, frameon=False)
+    figure.legend(loc="outside lower left", ncols=3, fontsize=7, frameon=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
     file = io.BytesIO()

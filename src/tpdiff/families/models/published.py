@@ -107,7 +107,10 @@ class Published:
             return self
         if layers is not None and layers < 1:
             raise ValueError(f"{layers} layers; nearest: 1")
-        return replace(self, config=self.widen(self.config, layers, hidden))
+        changes = [] if layers is None else [f"{layers} layers"]
+        changes += [] if hidden is None else [f"{hidden} wide"]
+        title = f"{self.title} ({', '.join(changes)})"
+        return replace(self, title=title, config=self.widen(self.config, layers, hidden))
 
 
 def heads_of(hidden: int | None, head_dim: int, published: int) -> int:
