@@ -26,7 +26,8 @@ def row(name: str) -> list[str]:
         uneven = plan(model, size, axes, steps=[two_fifths, two_fifths, model.steps - 2 * two_fifths])
         cells.append(f"{even.speedup:.2f} / {uneven.speedup:.2f}")
     full = even.plain
-    head = [name, "x".join(map(str, size)), f"{full.tokens:,}", f"{full.tflops_per_step:,.4g}", str(model.passes)]
+    tflops = f"{full.tflops_per_step:,.0f}" if full.tflops_per_step >= 1000 else f"{full.tflops_per_step:.4g}"
+    head = [name, "x".join(map(str, size)), f"{full.tokens:,}", tflops, str(model.passes)]
     return [*head, str(model.steps), *cells, f"{full.activation_gib:.1f}", f"{even.weights_gib:.1f}"]
 
 
