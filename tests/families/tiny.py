@@ -11,7 +11,25 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-WORDS = "a the small red blue ball cat dog runs jumps falls left right fast slowly over under".split()
+WORDS = [
+    "a",
+    "the",
+    "small",
+    "red",
+    "blue",
+    "ball",
+    "cat",
+    "dog",
+    "runs",
+    "jumps",
+    "falls",
+    "left",
+    "right",
+    "fast",
+    "slowly",
+    "over",
+    "under",
+]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
