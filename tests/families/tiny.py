@@ -11,7 +11,7 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-WORDS = tuple("a the small red blue ball cat dog runs jumps falls left right fast slowly over under".split(" "))
+WORDS = ("a", "the", "small", "red", "blue", "ball", "cat", "dog", "runs", "jumps", "falls", "left", "fast", "over")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
