@@ -6,9 +6,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from gaussian import autoregressive, law_error, sampled_law
 from gaussian_field import GaussianField, base_field, cosines, diagonal_field, kron
 from scipy.linalg import block_diag
+from torch import Tensor
 
 from tpdiff.pyramid import (
     FlowMatchingSchedule,
@@ -155,3 +157,42 @@ def test_stage_wise_targets_would_be_wrong_for_a_base_model():
     trained = GaussianField(pyramid, np.zeros(6), diagonal_field(power), "flow_prediction", (6, 1, 1))
     assert law_error(trained, 40, **HEUN) < 0.002
     assert share_kept(base_field(pyramid, power)).min() < 0.9
+
+
+class OneSpectrum(GaussianField):
+    """A perfect base model of full-size clips that takes every stage for such a clip: power ν^-n of its own axes."""
+
+    exponent: int
+
+    def __call__(self, x: Tensor, t: Tensor, stage: int) -> Tensor:
+        believed = diagonal_field(scale_free(self.grids[stage], self.exponent))
+        sigma = float(t[0])
+        noisy = x.flatten(1).double().numpy().T
+        whitened = np.linalg.solve((1 - sigma) ** 2 * believed + sigma**2 * np.eye(len(believed)), noisy)
+        return torch.from_numpy((sigma * whitened - (1 - sigma) * believed @ whitened).T.copy()).view_as(x)
+
+
+def scale_free(size, exponent: int) -> np.ndarray:
+    """Powers ν^-n; the mean, which has no ν, is given that of ν = 1/8."""
+    axes = np.meshgrid(*(np.arange(n) / n for n in size), indexing="ij")
+    squares = sum(axis**2 for axis in axes)
+    squares.flat[0] = 1 / 64
+    return 0.05 * squares ** (-exponent / 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "factors", "exponent", "kept"),
+    [
+        pytest.param((1, 8, 8), [(1, 1, 1), (1, 2, 2)], 2, 1, id="HW-2"),
+        pytest.param((24, 1, 1), [(1, 1, 1), (2, 1, 1)], 1, 1, id="T-1"),
+        pytest.param((24, 1, 1), [(1, 1, 1), (2, 1, 1)], 2, 0.704, id="T-2"),
+    ],
+)
+def test_a_network_that_knows_one_spectrum_is_right_where_clips_look_alike_at_every_size(size, factors, exponent, kept):
+    power = scale_free(size, exponent)
+    pyramid = spectral_pyramid(Spectrum(power, None, size, 1), FLOW, factors, 0.01)
+    field = OneSpectrum(pyramid, np.zeros(power.size), diagonal_field(power), "flow_prediction", size, base=True)
+    field.exponent = exponent
+    share = share_kept(field).flatten()
+    assert share[1] == pytest.approx(kept, abs=0.002)
+    assert share[1:].min() > min(kept, 0.99) - 0.003
