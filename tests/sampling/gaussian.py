@@ -7,6 +7,7 @@ is the image of zero and its covariance is J Jᵀ. There is no Monte Carlo error
 """
 
 import importlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,9 +57,9 @@ class GaussianVideo:
             else:
                 self.lifted.append(down)
 
-    def sizes(self) -> list[int]:
-        """Frames of every stage, finest first."""
-        return [len(down) for down in self.downs]
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """(T, H, W) of every stage, finest first."""
+        return [(len(down), 1, 1) for down in self.downs]
 
     def virtual_maps(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(A, B) with x0_k = A x0 and ε_k = ε - B x0, from the two boundary points of the stage."""
@@ -98,10 +99,12 @@ def sampled_law(video: GaussianVideo, steps: int, *, true_start: bool = False, j
     `true_start`: start from the law of stage S-1 at the schedule's last level instead of from N(0, I).
     `jump_noise`: False leaves the corrective noise out.
     """
-    sizes = video.sizes()[::-1]  # coarsest first, in the order in which noise is drawn
+    shapes = video.shapes()[::-1]  # coarsest first, in the order in which noise is drawn
+    sizes = [math.prod(shape) for shape in shapes]
     rows = sum(sizes) + 1  # one row a Gaussian number, and a last row of zeros
     basis = torch.eye(rows, dtype=torch.float64)[:, :-1]
-    draws = [part.reshape(rows, 1, -1, 1, 1) for part in basis.split(sizes, dim=1)]
+    parts = zip(basis.split(sizes, dim=1), shapes, strict=True)
+    draws = [part.reshape(rows, 1, *shape) for part, shape in parts]
     start, jumps = draws[0], iter(draws[1:])
     if true_start:
         level = video.pyramid.stages[-1].start_level
@@ -114,7 +117,7 @@ def sampled_law(video: GaussianVideo, steps: int, *, true_start: bool = False, j
         assert tuple(shape) == tuple(noise.shape)
         return noise.to(dtype) * (1 if jump_noise else 0)
 
-    shape = (rows, 1, len(video.mean), 1, 1)
+    shape = (rows, 1, *shapes[-1])
     options = {"prediction_type": video.prediction_type, "dtype": torch.float64, **options}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jump_module, "randn", injected)
