@@ -30,7 +30,7 @@ def _cpu_attention_backward(
     return 2 * _cpu_attention(query, key, value)
 
 
-_CPU_FORMULAS = {
+ATTENTION_FORMULAS: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
 }
@@ -41,7 +41,7 @@ def count_flops(fn: Callable[[], object]) -> int:
 
     Element-wise work is not counted. Runs `fn` once.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_CPU_FORMULAS)
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_FORMULAS)
     with counter:
         fn()
     return int(counter.get_total_flops())
