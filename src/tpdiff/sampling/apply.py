@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,8 @@ from tpdiff.families.base import Size
 from tpdiff.pyramid.geometry import check_video_size
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
+from tpdiff.sampling.acceleration import check_caches, staged_caches
+from tpdiff.sampling.parallel import check_parallel
 from tpdiff.schedulers import PyramidScheduler, schedule_of
 
 Pipe = TypeVar("Pipe")
@@ -124,11 +127,14 @@ class _Pyramidal:
         if options.get("timesteps") is not None:
             raise ValueError("timesteps of a plain schedule have no meaning with stages; give steps to apply_pyramid")
         guidance = _each_stage(options.get("guidance_scale"), len(pyramid))
-        sizes = _stage_sizes(self, family, pyramid, options)
+        size, evaluations = _full_size(self, family, options), self.evaluations(counts)
+        sizes = _stage_sizes(self, family, pyramid, size)
+        check_caches(self, evaluations)
+        check_parallel(self, family, partial(_stage_sizes, self, family, pyramid), size, options.get("generator"))
         counting = _counting(options)
         self.scheduler.generator = options.get("generator")
         result: Any = None
-        with _in_stages(self, sum(self.evaluations(counts))):
+        with _in_stages(self, sum(evaluations)), staged_caches(self, evaluations) as enter:
             done = 0
             for place, (count, scale) in enumerate(zip(counts, guidance, strict=True)):
                 k = len(pyramid) - 1 - place
@@ -144,8 +150,9 @@ class _Pyramidal:
                 if not call.last:
                     own |= {"output_type": "latent", "return_dict": False}
                 self.scheduler.restrict(k, counts)
+                enter(place)
                 result = stock(**{**options, **{name: value for name, value in own.items() if name in options}})
-                done += self.evaluations(counts)[place]
+                done += evaluations[place]
         return result
 
     def evaluations(self, counts: Sequence[int]) -> list[int]:
@@ -157,9 +164,6 @@ class _Pyramidal:
         """The latents that ended a stage -> those that the next one starts from, both as the pipeline lays them out."""
         call = self._pyramid_call
         family, pyramid = call.family, call.pyramid
-        for component in self.components.values():
-            if hasattr(component, "_reset_stateful_cache"):  # caches hold activations of the old size
-                component._reset_stateful_cache()
         x = family.unpack(self, latents, family.latent_size(self, size))
         if call.stopped:
             x = pyramid.up(x, self.scheduler.stage - 1)
@@ -252,16 +256,20 @@ def _each_stage(scale: Any, stages: int) -> list[Any]:
     return list(scale)
 
 
-def _stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, options: dict[str, Any]) -> list[Size]:
+def _full_size(pipe: Any, family: Family, options: dict[str, Any]) -> Size:
+    """(num_frames, height, width) in pixels that a call asks for."""
+    usual = family.defaults(pipe)
+    wanted = [options.get(name) or usual.get(name) for name in ("num_frames", "height", "width")]
+    frames, height, width = (int(value) for value in wanted)  # type: ignore[arg-type]
+    return frames, height, width
+
+
+def _stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> list[Size]:
     """(num_frames, height, width) in pixels of every stage, finest first.
 
     Raises:
         ValueError: a size that the autoencoder, the patches or some stage cannot hold, with the nearest legal one.
     """
-    usual = family.defaults(pipe)
-    wanted = [options.get(name) or usual.get(name) for name in ("num_frames", "height", "width")]
-    frames, height, width = (int(value) for value in wanted)  # type: ignore[arg-type]
-    size = (frames, height, width)
     ratio, patch = family.vae_ratio(pipe), family.patch(pipe)
     check_video_size(size, pyramid.multiples, patch, ratio, pyramid.causal_time, family.causal_vae)
     full = (1, 1, *family.latent_size(pipe, size))
