@@ -106,7 +106,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
     def init_noise_sigma(self) -> float | Tensor:
         """What unit noise is multiplied by to be the first latents."""
         if len(self.pyramid) == 1:
-            return self.base.init_noise_sigma
+            return getattr(self.base, "init_noise_sigma", 1.0)  # flow matching schedulers have none
         if not self._runs or self._runs[0].stage < len(self.pyramid) - 1:
             return 1.0  # the latents come from a jump, whose result has the right scale
         start = self._runs[0].levels[0]
