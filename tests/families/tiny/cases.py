@@ -1,0 +1,220 @@
+"""Every tiny pipeline with the arguments that its calls take, so that all can be asked the same things."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from PIL import Image
+from tiny import cogvideox, hunyuan, ltx, mochi, unets, wan
+from torch import Tensor
+
+PROMPT = "a small red cat runs"
+SHORT: dict[str, Any] = {"max_sequence_length": 8}
+PLAIN_TEMPLATE = {"template": "{}", "crop_start": 0}
+
+
+def picture(seed: int = 0, side: int = 48) -> Image.Image:
+    """Noise, smooth enough to look alike at every size."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def euler_flow(pipe: Any) -> Any:
+    """Euler for flow matching, with the pipeline's own shift."""
+    return FlowMatchEulerDiscreteScheduler(shift=pipe.scheduler.config.flow_shift)
+
+
+def unipc_flow(pipe: Any) -> Any:
+    """UniPC for flow matching, with the pipeline's own shift."""
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=pipe.scheduler.config.shift
+    )
+
+
+def heun_flow(pipe: Any) -> Any:
+    """Heun for flow matching."""
+    return FlowMatchHeunDiscreteScheduler(shift=3.0)
+
+
+def plain_flow(pipe: Any) -> Any:
+    """Euler for flow matching without a dynamic shift or a terminal level."""
+    return FlowMatchEulerDiscreteScheduler(shift=3.0, invert_sigmas=pipe.scheduler.config.invert_sigmas)
+
+
+def cogvideox_ddim(pipe: Any) -> Any:
+    """CogVideoX's deterministic solver on the pipeline's own schedule."""
+    return CogVideoXDDIMScheduler.from_config(pipe.scheduler.config)
+
+
+def ddim(pipe: Any) -> Any:
+    """DDIM on the pipeline's own schedule."""
+    return DDIMScheduler.from_config(pipe.scheduler.config)
+
+
+def euler(pipe: Any) -> Any:
+    """Euler in noise-to-signal ratios."""
+    return EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+
+
+def dpm(pipe: Any) -> Any:
+    """DPM-Solver++ of second order."""
+    return DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pipeline.
+
+    Attributes:
+        name: of the case.
+        build: makes the pipeline.
+        size: (num_frames, height, width) that three stages, each half of the next on every axis, can hold.
+        latent: (t, h, w) of its latents.
+        other: pipe -> another scheduler that stages can run.
+        call: arguments of every call.
+        networks: components that predict.
+        over_space: whether stages can be smaller in height and width.
+        default_runs: whether stages can run the pipeline's own scheduler.
+        pictures: how a batch is given its pictures: "one" for all, a "list", or None: there are none.
+        refresh: what a pipeline needs again after `from_pretrained`.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    size: tuple[int, int, int]
+    latent: tuple[int, int, int]
+    other: Callable[[Any], Any]
+    call: Mapping[str, Any] = field(default_factory=dict)
+    networks: tuple[str, ...] = ("transformer",)
+    over_space: bool = True
+    default_runs: bool = True
+    pictures: str | None = None
+    refresh: Callable[[Any], Any] = lambda pipe: pipe
+
+    def __str__(self) -> str:
+        return self.name
+
+    def pipe(self) -> Any:
+        """The pipeline as it comes."""
+        return self.quiet(self.build())
+
+    def quiet(self, pipe: Any) -> Any:
+        """Without progress bars."""
+        pipe.set_progress_bar_config(disable=True)
+        return self.refresh(pipe)
+
+    def stageable(self) -> Any:
+        """The pipeline with a scheduler that stages can run: its own, if they can."""
+        pipe = self.pipe()
+        if not self.default_runs:
+            pipe.scheduler = self.other(pipe)
+        return pipe
+
+    def arguments(self, size: tuple[int, int, int] | None = None, batch: int = 1, **changes: Any) -> dict[str, Any]:
+        """Of a call that ends with latents, the same each time."""
+        frames, height, width = size or self.size
+        given: dict[str, Any] = {
+            "prompt": PROMPT if batch == 1 else [PROMPT, "the blue ball falls left", *[PROMPT] * batch][:batch],
+            "num_frames": frames,
+            "height": height,
+            "width": width,
+            "num_inference_steps": 6,
+            "generator": torch.Generator().manual_seed(7),
+            "output_type": "latent",
+            "return_dict": False,
+            **self.call,
+        }
+        if self.pictures is not None:
+            given["image"] = [picture() for _ in range(batch)] if batch > 1 and self.pictures == "list" else picture()
+        return given | changes
+
+    def run(self, pipe: Any, **changes: Any) -> Any:
+        """The first of what a call returns."""
+        return pipe(**self.arguments(**changes))[0]
+
+    def predictors(self, pipe: Any) -> list[torch.nn.Module]:
+        """The networks that predict."""
+        return [getattr(pipe, name) for name in self.networks]
+
+
+HALVES = (17, 64, 64)  # Wan 2.1, CogVideoX, HunyuanVideo: 1 + 4 n frames, 8 pixels, patches of 2
+FIVE = (5, 8, 8)
+PICTURES = {"call": SHORT, "pictures": "list"}
+
+CASES = [
+    Case("wan", wan.wan, HALVES, FIVE, euler_flow, SHORT),
+    Case("wan-picture", wan.wan_picture, HALVES, FIVE, euler_flow, SHORT, pictures="one"),
+    Case("wan-experts", wan.wan_experts, HALVES, FIVE, heun_flow, SHORT, ("transformer", "transformer_2")),
+    Case(
+        "wan-experts-picture",
+        wan.wan_experts_picture,
+        HALVES,
+        FIVE,
+        euler_flow,
+        SHORT,
+        ("transformer", "transformer_2"),
+        pictures="one",
+    ),
+    Case("wan-small", wan.wan_small, (17, 128, 128), FIVE, euler_flow, SHORT),
+    Case("wan-small-picture", wan.wan_small_picture, (17, 128, 128), FIVE, euler_flow, SHORT, pictures="one"),
+    Case("cogvideox", cogvideox.cogvideox, HALVES, FIVE, ddim, SHORT),
+    Case("cogvideox-rotary", cogvideox.cogvideox_rotary, HALVES, FIVE, cogvideox_ddim, SHORT, default_runs=False),
+    Case(
+        "cogvideox-picture",
+        cogvideox.cogvideox_picture,
+        HALVES,
+        FIVE,
+        cogvideox_ddim,
+        over_space=False,
+        default_runs=False,
+        **PICTURES,
+    ),
+    Case(
+        "cogvideox-pairs",
+        cogvideox.cogvideox_pairs,
+        (33, 64, 64),
+        (10, 8, 8),
+        cogvideox_ddim,
+        SHORT,
+        default_runs=False,
+    ),
+    Case(
+        "cogvideox-pairs-picture",
+        cogvideox.cogvideox_pairs_picture,
+        (33, 64, 64),
+        (10, 8, 8),
+        cogvideox_ddim,
+        default_runs=False,
+        **PICTURES,
+    ),
+    Case("ltx", ltx.ltx, (33, 128, 128), (5, 4, 4), plain_flow, SHORT),
+    Case("ltx-picture", ltx.ltx_picture, (33, 128, 128), (5, 4, 4), plain_flow, **PICTURES),
+    Case("hunyuan", hunyuan.hunyuan, HALVES, FIVE, unipc_flow, SHORT | {"prompt_template": PLAIN_TEMPLATE}),
+    Case("hunyuan15", hunyuan.hunyuan15, (17, 64, 64), (5, 4, 4), plain_flow, refresh=hunyuan.shorten),
+    Case("mochi", mochi.mochi, (25, 64, 64), FIVE, plain_flow, SHORT),
+    Case("animatediff", unets.animatediff, (4, 64, 64), (4, 8, 8), euler, networks=("unet",)),
+    Case("modelscope", unets.modelscope, (4, 64, 64), (4, 8, 8), dpm, networks=("unet",)),
+]
+
+
+def find_case(name: str) -> Case:
+    """By name."""
+    return next(case for case in CASES if case.name == name)
+
+
+def volume(case: Case, pipe: Any, latents: Tensor) -> Tensor:
+    """Latents as the pipeline lays them out -> (B, C, t, h, w)."""
+    from tpdiff.families import find_family
+
+    return find_family(pipe).unpack(pipe, latents, case.latent)
