@@ -16,8 +16,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image
-from tiny import cogvideox, hunyuan, ltx, mochi, unets, wan
 from torch import Tensor
+
+from tiny import cogvideox, hunyuan, ltx, mochi, unets, wan
 
 PROMPT = "a small red cat runs"
 SHORT: dict[str, Any] = {"max_sequence_length": 8}

@@ -8,6 +8,7 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
+
 from tiny.encoders import WIDTH, seeded, t5, tokenizer
 
 

@@ -19,7 +19,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-WORDS = "a the small red blue ball cat dog runs jumps falls left right fast slowly over under".split()
+WORDS = ["a", "small", "red", "blue", "cat", "runs", "the", "ball", "falls", "left"]
 WIDTH = 16
 
 

@@ -10,9 +10,10 @@ from diffusers import (
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
 )
-from tiny.encoders import WIDTH, byt5_tokenizer, clip_text, clip_tokenizer, llama, seeded, t5, tokenizer
 from transformers import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+from tiny.encoders import WIDTH, byt5_tokenizer, clip_text, clip_tokenizer, llama, seeded, t5, tokenizer
 
 HEAD = 3  # words that the chat template puts before the prompt
 

@@ -7,6 +7,7 @@ from diffusers import (
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
+
 from tiny.encoders import WIDTH, seeded, t5, tokenizer
 
 

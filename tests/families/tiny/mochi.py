@@ -1,6 +1,7 @@
 """Mochi."""
 
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiPipeline, MochiTransformer3DModel
+
 from tiny.encoders import WIDTH, seeded, t5, tokenizer
 
 

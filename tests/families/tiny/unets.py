@@ -9,6 +9,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet3DConditionModel,
 )
+
 from tiny.encoders import WIDTH, clip_text, clip_tokenizer, seeded
 
 

@@ -10,6 +10,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.pipelines.wan import pipeline_wan_i2v
+
 from tiny.encoders import WIDTH, clip_vision, seeded, tokenizer, umt5
 
 if not hasattr(pipeline_wan_i2v, "ftfy"):  # an optional package, which the picture pipeline calls unasked
