@@ -16,7 +16,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image
-from torch import Tensor
 
 from tiny import cogvideox, hunyuan, ltx, mochi, unets, wan
 
@@ -82,12 +81,15 @@ class Case:
         build: makes the pipeline.
         size: (num_frames, height, width) that three stages, each half of the next on every axis, can hold.
         latent: (t, h, w) of its latents.
+        side: the least height and width, which is quick where only time matters.
         other: pipe -> another scheduler that stages can run.
         call: arguments of every call.
         networks: components that predict.
         over_space: whether stages can be smaller in height and width.
         default_runs: whether stages can run the pipeline's own scheduler.
         pictures: how a batch is given its pictures: "one" for all, a "list", or None: there are none.
+        guided: whether a call takes `guidance_scale`.
+        kept: whether the first latent frame is the given picture.
         refresh: what a pipeline needs again after `from_pretrained`.
     """
 
@@ -95,12 +97,15 @@ class Case:
     build: Callable[[], Any]
     size: tuple[int, int, int]
     latent: tuple[int, int, int]
+    side: int
     other: Callable[[Any], Any]
     call: Mapping[str, Any] = field(default_factory=dict)
     networks: tuple[str, ...] = ("transformer",)
     over_space: bool = True
     default_runs: bool = True
     pictures: str | None = None
+    guided: bool = True
+    kept: bool = False
     refresh: Callable[[Any], Any] = lambda pipe: pipe
 
     def __str__(self) -> str:
@@ -122,9 +127,14 @@ class Case:
             pipe.scheduler = self.other(pipe)
         return pipe
 
+    @property
+    def narrow(self) -> tuple[int, int, int]:
+        """As many frames as `size`, but the least height and width."""
+        return self.size[0], self.side, self.side
+
     def arguments(self, size: tuple[int, int, int] | None = None, batch: int = 1, **changes: Any) -> dict[str, Any]:
-        """Of a call that ends with latents, the same each time."""
-        frames, height, width = size or self.size
+        """Of a call that ends with latents, the same each time; `narrow` by default."""
+        frames, height, width = size or self.narrow
         given: dict[str, Any] = {
             "prompt": PROMPT if batch == 1 else [PROMPT, "the blue ball falls left", *[PROMPT] * batch][:batch],
             "num_frames": frames,
@@ -144,6 +154,13 @@ class Case:
         """The first of what a call returns."""
         return pipe(**self.arguments(**changes))[0]
 
+    def stage_latents(self, factors: Any, size: tuple[int, int, int] | None = None) -> list[tuple[int, int, int]]:
+        """(t, h, w) of the latents in every stage of those factors, coarsest first."""
+        (t, h, w), (_, height, width) = self.latent, size or self.narrow
+        h, w = h * height // self.size[1], w * width // self.size[2]
+        alone = 0 if self.size[0] % 2 == 0 else 2 if t % 2 == 0 else 1  # two: the first and one that fills its pair
+        return [(alone + (t - alone) // one[0], h // one[1], w // one[2]) for one in reversed(factors)]
+
     def predictors(self, pipe: Any) -> list[torch.nn.Module]:
         """The networks that predict."""
         return [getattr(pipe, name) for name in self.networks]
@@ -154,28 +171,40 @@ FIVE = (5, 8, 8)
 PICTURES = {"call": SHORT, "pictures": "list"}
 
 CASES = [
-    Case("wan", wan.wan, HALVES, FIVE, euler_flow, SHORT),
-    Case("wan-picture", wan.wan_picture, HALVES, FIVE, euler_flow, SHORT, pictures="one"),
-    Case("wan-experts", wan.wan_experts, HALVES, FIVE, heun_flow, SHORT, ("transformer", "transformer_2")),
+    Case("wan", wan.wan, HALVES, FIVE, 16, euler_flow, SHORT),
+    Case("wan-picture", wan.wan_picture, HALVES, FIVE, 16, euler_flow, SHORT, pictures="one"),
+    Case("wan-experts", wan.wan_experts, HALVES, FIVE, 16, heun_flow, SHORT, ("transformer", "transformer_2")),
     Case(
         "wan-experts-picture",
         wan.wan_experts_picture,
         HALVES,
         FIVE,
+        16,
         euler_flow,
         SHORT,
         ("transformer", "transformer_2"),
         pictures="one",
     ),
-    Case("wan-small", wan.wan_small, (17, 128, 128), FIVE, euler_flow, SHORT),
-    Case("wan-small-picture", wan.wan_small_picture, (17, 128, 128), FIVE, euler_flow, SHORT, pictures="one"),
-    Case("cogvideox", cogvideox.cogvideox, HALVES, FIVE, ddim, SHORT),
-    Case("cogvideox-rotary", cogvideox.cogvideox_rotary, HALVES, FIVE, cogvideox_ddim, SHORT, default_runs=False),
+    Case("wan-small", wan.wan_small, (17, 128, 128), FIVE, 32, euler_flow, SHORT),
+    Case(
+        "wan-small-picture",
+        wan.wan_small_picture,
+        (17, 128, 128),
+        FIVE,
+        32,
+        euler_flow,
+        SHORT,
+        pictures="one",
+        kept=True,
+    ),
+    Case("cogvideox", cogvideox.cogvideox, HALVES, FIVE, 16, ddim, SHORT),
+    Case("cogvideox-rotary", cogvideox.cogvideox_rotary, HALVES, FIVE, 16, cogvideox_ddim, SHORT, default_runs=False),
     Case(
         "cogvideox-picture",
         cogvideox.cogvideox_picture,
         HALVES,
         FIVE,
+        64,
         cogvideox_ddim,
         over_space=False,
         default_runs=False,
@@ -186,6 +215,7 @@ CASES = [
         cogvideox.cogvideox_pairs,
         (33, 64, 64),
         (10, 8, 8),
+        16,
         cogvideox_ddim,
         SHORT,
         default_runs=False,
@@ -195,27 +225,23 @@ CASES = [
         cogvideox.cogvideox_pairs_picture,
         (33, 64, 64),
         (10, 8, 8),
+        16,
         cogvideox_ddim,
         default_runs=False,
         **PICTURES,
     ),
-    Case("ltx", ltx.ltx, (33, 128, 128), (5, 4, 4), plain_flow, SHORT),
-    Case("ltx-picture", ltx.ltx_picture, (33, 128, 128), (5, 4, 4), plain_flow, **PICTURES),
-    Case("hunyuan", hunyuan.hunyuan, HALVES, FIVE, unipc_flow, SHORT | {"prompt_template": PLAIN_TEMPLATE}),
-    Case("hunyuan15", hunyuan.hunyuan15, (17, 64, 64), (5, 4, 4), plain_flow, refresh=hunyuan.shorten),
-    Case("mochi", mochi.mochi, (25, 64, 64), FIVE, plain_flow, SHORT),
-    Case("animatediff", unets.animatediff, (4, 64, 64), (4, 8, 8), euler, networks=("unet",)),
-    Case("modelscope", unets.modelscope, (4, 64, 64), (4, 8, 8), dpm, networks=("unet",)),
+    Case("ltx", ltx.ltx, (33, 128, 128), (5, 4, 4), 32, plain_flow, SHORT),
+    Case("ltx-picture", ltx.ltx_picture, (33, 128, 128), (5, 4, 4), 32, plain_flow, kept=True, **PICTURES),
+    Case("hunyuan", hunyuan.hunyuan, HALVES, FIVE, 16, unipc_flow, SHORT | {"prompt_template": PLAIN_TEMPLATE}),
+    Case(
+        "hunyuan15", hunyuan.hunyuan15, (17, 64, 64), (5, 4, 4), 16, plain_flow, guided=False, refresh=hunyuan.shorten
+    ),
+    Case("mochi", mochi.mochi, (25, 64, 64), FIVE, 16, plain_flow, SHORT),
+    Case("animatediff", unets.animatediff, (4, 64, 64), (4, 8, 8), 16, euler, networks=("unet",)),
+    Case("modelscope", unets.modelscope, (4, 64, 64), (4, 8, 8), 16, dpm, networks=("unet",)),
 ]
 
 
 def find_case(name: str) -> Case:
     """By name."""
     return next(case for case in CASES if case.name == name)
-
-
-def volume(case: Case, pipe: Any, latents: Tensor) -> Tensor:
-    """Latents as the pipeline lays them out -> (B, C, t, h, w)."""
-    from tpdiff.families import find_family
-
-    return find_family(pipe).unpack(pipe, latents, case.latent)
