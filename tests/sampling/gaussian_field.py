@@ -43,7 +43,7 @@ def diagonal_field(power: np.ndarray) -> np.ndarray:
 class GaussianField(GaussianVideo):
     """N(mean, cov) over `size` flattened, resized by "dct"; `base`: see above."""
 
-    size: tuple[int, int, int]
+    size: tuple[int, int, int] = (1, 1, 1)
     base: bool = False
 
     def __post_init__(self) -> None:
@@ -60,11 +60,8 @@ class GaussianField(GaussianVideo):
             down = kron(map(low_pass, grids[k], grids[k + 1], alone))
             self.lifted[k] = np.linalg.pinv(down) @ self.downs[k + 1]
 
-    def shapes(self) -> list[tuple[int, int, int]]:
-        return [tuple(grid) for grid in self.grids]
-
 
 def base_field(pyramid: Pyramid, power: np.ndarray) -> GaussianField:
     """A field of independent cosines and no mean, for the base denoiser."""
     cov = diagonal_field(power)
-    return GaussianField(pyramid, np.zeros(len(cov)), cov, "flow_prediction", power.shape, base=True)
+    return GaussianField(pyramid, np.zeros(len(cov)), cov, "flow_prediction", size=power.shape, base=True)

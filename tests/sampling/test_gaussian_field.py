@@ -45,7 +45,7 @@ def test_fractional_stages_arrive_at_the_data(schedule, prediction_type, factors
     pyramid = Pyramid(schedule, factors, resize="dct", causal_time=causal)
     cov = kron(autoregressive(n, c)[1] for n, c in zip(size, (0.8, 0.6, 0.7), strict=True))
     mean = autoregressive(len(cov))[0]
-    field = GaussianField(pyramid, mean, cov, prediction_type, size)
+    field = GaussianField(pyramid, mean, cov, prediction_type, size=size)
     options = {**HEUN, "true_start": schedule is VP}
     if schedule is VP:  # whose first level is no level of clean data
         assert law_error(field, 160, **options) < 3e-3
@@ -142,7 +142,7 @@ def test_a_causal_first_frame_loses_no_more_than_the_tolerance():
         assert pyramid.causal_time
         cov = np.zeros((42, 42))
         cov[:6, :6], cov[6:, 6:] = diagonal_field(strength * first), diagonal_field(rest)
-        field = GaussianField(pyramid, np.zeros(42), cov, "flow_prediction", size, base=True)
+        field = GaussianField(pyramid, np.zeros(42), cov, "flow_prediction", size=size, base=True)
         lost = 1 - share_kept(field)
         worst = {"first": lost[0].max(), "rest": lost[1:].max()}
         assert worst[decides] == pytest.approx(tolerance, abs=1e-3)
@@ -154,7 +154,7 @@ def test_stage_wise_targets_would_be_wrong_for_a_base_model():
     """The pyramid of a trained network ends in the same law only with its own targets; the base ones lose the band."""
     power = falling(6, 1, 1)
     pyramid = Pyramid(FLOW, [(1, 1, 1), (2, 1, 1)], resize="dct")
-    trained = GaussianField(pyramid, np.zeros(6), diagonal_field(power), "flow_prediction", (6, 1, 1))
+    trained = GaussianField(pyramid, np.zeros(6), diagonal_field(power), "flow_prediction", size=(6, 1, 1))
     assert law_error(trained, 40, **HEUN) < 0.002
     assert share_kept(base_field(pyramid, power)).min() < 0.9
 
@@ -191,7 +191,7 @@ def scale_free(size, exponent: int) -> np.ndarray:
 def test_a_network_that_knows_one_spectrum_is_right_where_clips_look_alike_at_every_size(size, factors, exponent, kept):
     power = scale_free(size, exponent)
     pyramid = spectral_pyramid(Spectrum(power, None, size, 1), FLOW, factors, 0.01)
-    field = OneSpectrum(pyramid, np.zeros(power.size), diagonal_field(power), "flow_prediction", size, base=True)
+    field = OneSpectrum(pyramid, np.zeros(power.size), diagonal_field(power), "flow_prediction", size=size, base=True)
     field.exponent = exponent
     share = share_kept(field).flatten()
     assert share[1] == pytest.approx(kept, abs=0.002)

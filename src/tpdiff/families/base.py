@@ -75,6 +75,10 @@ class Family:
         frames = 1 + (size[0] - 1) // t if self.causal_vae else size[0] // t
         return frames, size[1] // h, size[2] // w
 
+    def filling(self, pipe: Any, size: Size) -> int:
+        """Latent frames that the pipeline puts before the first one, to fill its patches."""
+        return -self.latent_size(pipe, size)[0] % self.patch(pipe)[0]
+
     def pixel_size(self, pipe: Any, latent: Shape) -> Size:
         """(t, h, w) of the latents -> (num_frames, height, width) in pixels."""
         t, h, w = self.vae_ratio(pipe)
