@@ -128,9 +128,9 @@ class _Pyramidal:
             raise ValueError("timesteps of a plain schedule have no meaning with stages; give steps to apply_pyramid")
         guidance = _each_stage(options.get("guidance_scale"), len(pyramid))
         size, evaluations = _full_size(self, family, options), self.evaluations(counts)
-        sizes = _stage_sizes(self, family, pyramid, size)
+        sizes = stage_sizes(self, family, pyramid, size)
         check_caches(self, evaluations)
-        check_parallel(self, family, partial(_stage_sizes, self, family, pyramid), size, options.get("generator"))
+        check_parallel(self, family, partial(stage_sizes, self, family, pyramid), size, options.get("generator"))
         counting = _counting(options)
         self.scheduler.generator = options.get("generator")
         result: Any = None
@@ -264,7 +264,7 @@ def _full_size(pipe: Any, family: Family, options: dict[str, Any]) -> Size:
     return frames, height, width
 
 
-def _stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> list[Size]:
+def stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> list[Size]:
     """(num_frames, height, width) in pixels of every stage, finest first.
 
     Raises:
