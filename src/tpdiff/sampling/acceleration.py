@@ -41,6 +41,12 @@ def reset_caches(pipe: Any) -> None:
             registry.reset_stateful_hooks(recurse=False)
 
 
+def cached(pipe: Any) -> str | None:
+    """The name of a network that has a cache enabled, if any has."""
+    found = (name for name, network in networks(pipe).items() if any(hook._is_stateful for hook in _hooks(network)))
+    return next(found, None)
+
+
 def check_caches(pipe: Any, evaluations: Sequence[int]) -> None:
     """Refuse caches that stages cannot run with, before any work.
 
