@@ -93,13 +93,9 @@ def _show(made: Plan, suggested: Plan | None, guidance: bool, rate: float | None
     if suggested is not None:
         print("within the budget:")
         _line(suggested, guidance, rate)
-    print(
-        f"memory: {made.weights_gib:.1f} GiB of weights in bf16, and by stage, in GiB, the activations of one call of the"
-    )
-    print(
-        f"  network (batch {made.batch}): an estimate, the peak of the live ones, eager, attention fused; without the"
-    )
-    print("  kernels' workspaces and what an allocator wastes")
+    print(f"memory: {made.weights_gib:.1f} GiB of weights in bf16; by stage, in GiB, an estimate of the activations")
+    print(f"  of one call of the network (batch {made.batch}): the peak of the live ones, eager, attention fused,")
+    print("  without the kernels' workspaces and what an allocator wastes")
     for note in (*made.notes, NOT_INCLUDED):
         print(f"note: {note}")
 

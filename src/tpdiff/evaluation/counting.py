@@ -22,7 +22,7 @@ from tpdiff.families.models.published import Shape
 ATTENTION = torch.nn.functional.scaled_dot_product_attention
 FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default)
-SMALL = 1 << 20  # elements: masks and pictures whose values are kept; anything larger that they grow into is a shape
+SMALL = 1 << 20  # elements; masks and pictures keep their values, but what they grow into beyond this is a shape
 ACTIVATIONS = (
     "peak of the live activations of one network pass, in bf16, run eagerly with fused attention, its inputs included; "
     "weights, the workspaces of kernels and what an allocator wastes are not"
@@ -96,10 +96,15 @@ class Live(TorchDispatchMode):
 
     A mask on the CPU may meet a tensor on the meta device: the result has no numbers. Where a mask alone is asked for
     its values, it has them.
+
+    Args:
+        weights: storages that are not counted.
+        shapes: tensors on the CPU may become shapes; False in a run with real numbers.
     """
 
-    def __init__(self, weights: Iterable[torch.UntypedStorage] = ()):
+    def __init__(self, weights: Iterable[torch.UntypedStorage] = (), shapes: bool = True):
         super().__init__()
+        self.shapes = shapes
         self.now = self.peak = 0
         self._alive: dict[int, Any] = {id(storage): storage for storage in weights}
 
@@ -109,7 +114,7 @@ class Live(TorchDispatchMode):
         if any(tensor.is_meta for tensor in given):
             if func not in INDEXING and not all(tensor.is_meta for tensor in given):
                 args, kwargs = _shapes_alone((args, kwargs))
-        elif given and _grows(func, args, kwargs):
+        elif self.shapes and given and _grows(func, args, kwargs):
             args, kwargs = _shapes_alone((args, kwargs))
         result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
@@ -167,10 +172,11 @@ def _shapes_alone(arguments: Any) -> Any:
 
 
 def _grows(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operation on small real tensors makes a large one."""
+    """Whether an operation on real tensors makes a large one of smaller ones."""
+    given = max(leaf.numel() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
     with _disable_current_modes():
         try:
             result = func(*_shapes_alone(args), **_shapes_alone(kwargs))
         except (RuntimeError, NotImplementedError):  # its shape depends on values
             return False
-    return any(isinstance(leaf, Tensor) and leaf.numel() > SMALL for leaf in tree_leaves(result))
+    return any(isinstance(leaf, Tensor) and leaf.numel() > max(SMALL, given) for leaf in tree_leaves(result))

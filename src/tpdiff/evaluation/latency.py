@@ -90,14 +90,15 @@ def measure(
 
 
 def _seconds(fn: Callable[[], object]) -> float:
-    _synchronize()
+    wait()
     begin = time.perf_counter()
     fn()
-    _synchronize()
+    wait()
     return time.perf_counter() - begin
 
 
-def _synchronize() -> None:
+def wait() -> None:
+    """Until the GPU, where one is in use, has done all it was given."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 

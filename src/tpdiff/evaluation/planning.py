@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -256,16 +257,18 @@ def _sizes(
     strides, patch, ratio = pyramid.multiples, family.patch(pipe), family.vae_ratio(pipe)
 
     def legal(axis: int, value: int) -> bool:
-        alone = [tuple(n if i == axis else 1 for i, n in enumerate(three)) for three in (strides, patch, ratio)]
+        def alone(three: Size) -> list[int]:
+            return [n if i == axis else 1 for i, n in enumerate(three)]
+
         try:
-            size = [value if i == axis else 1 for i in range(3)]
-            check_video_size(size, *alone, pyramid.causal_time, family.causal_vae)
+            size = alone((value, value, value))
+            check_video_size(size, alone(strides), alone(patch), alone(ratio), pyramid.causal_time, family.causal_vae)
         except ValueError:
             return False
         return True
 
     frames, height, width = (
-        _nearest(own, lambda value, axis=axis: legal(axis, value)) if value is None else value
+        _nearest(own, partial(legal, axis)) if value is None else value
         for axis, (own, value) in enumerate(zip(model.size, wanted, strict=True))
     )
     check_video_size((frames, height, width), strides, patch, ratio, pyramid.causal_time, family.causal_vae)

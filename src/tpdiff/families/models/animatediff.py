@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from tpdiff.families.models.published import Config, Published, Shape, empty, times, widen_unet
 
@@ -59,7 +58,7 @@ def _embeddings(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     return {"prompt_embeds": text, "negative_prompt_embeds": -text}
 
 
-def _vae() -> nn.Module:
+def _vae() -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(  # vae/config.json of Stable Diffusion 1.5
@@ -83,6 +82,8 @@ ADAPTER = Published(
     embeddings=_embeddings,
     widen=widen_unet,
     vae=_vae,
+    latent_channels=4,
+    frame_vae=True,
     size=(16, 512, 512),
     steps=50,
     text_tokens=TEXT,

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from tpdiff.families.models.published import Config, Published, Shape, empty, times, widen_transformer
 
@@ -61,7 +60,7 @@ def _pipeline(network: Any) -> Any:
 def _inputs(config: Config, latent: Shape, batch: int, dtype: torch.dtype) -> dict[str, Any]:
     pairs = config["patch_size_t"] or 1
     frames, height, width = math.ceil(latent[0] / pairs) * pairs, *latent[1:]
-    inputs = {
+    inputs: dict[str, Any] = {
         "hidden_states": empty(batch, frames, config["in_channels"], height, width, dtype=dtype),
         "timestep": times((batch,)),
         "encoder_hidden_states": empty(batch, TEXT, config["text_embed_dim"], dtype=dtype),
@@ -78,7 +77,7 @@ def _embeddings(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     return {"prompt_embeds": text, "negative_prompt_embeds": -text}
 
 
-def _vae() -> nn.Module:
+def _vae() -> Any:
     from diffusers import AutoencoderKLCogVideoX
 
     return AutoencoderKLCogVideoX(  # vae/config.json of zai-org/CogVideoX-2b; the other arguments are the defaults
@@ -97,6 +96,7 @@ TWO = Published(
     embeddings=_embeddings,
     widen=widen_transformer,
     vae=_vae,
+    latent_channels=16,
     size=(49, 480, 720),
     steps=50,
     text_tokens=TEXT,

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from tpdiff.families.models.published import Config, Published, Shape, empty, times, widen_transformer
 
@@ -120,13 +119,13 @@ def _widen(config: Config, layers: int | None, hidden: int | None) -> dict[str, 
     return changed
 
 
-def _vae() -> nn.Module:
+def _vae() -> Any:
     from diffusers import AutoencoderKLHunyuanVideo
 
     return AutoencoderKLHunyuanVideo()
 
 
-def _vae_15() -> nn.Module:
+def _vae_15() -> Any:
     from diffusers import AutoencoderKLHunyuanVideo15
 
     return AutoencoderKLHunyuanVideo15()
@@ -144,6 +143,7 @@ FIRST = Published(
     embeddings=_embeddings,
     widen=_widen,
     vae=_vae,
+    latent_channels=16,
     size=(129, 720, 1280),
     steps=50,
     text_tokens=TEXT,
@@ -162,6 +162,7 @@ SECOND = Published(
     embeddings=_embeddings_15,
     widen=_widen,
     vae=_vae_15,
+    latent_channels=32,
     size=(121, 480, 848),
     steps=50,
     text_tokens=LONG_TEXT + BYTES + PICTURE,

@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
 
 from tpdiff.families.models.published import Config, Published, Shape, empty, times, widen_transformer
 
@@ -78,7 +77,7 @@ def _widen(config: Config, layers: int | None, hidden: int | None) -> dict[str, 
     return changed | {"cross_attention_dim": changed["num_attention_heads"] * changed["attention_head_dim"]}
 
 
-def _vae() -> nn.Module:
+def _vae() -> Any:
     from diffusers import AutoencoderKLLTXVideo
 
     return AutoencoderKLLTXVideo()  # the defaults are version 0.9's
@@ -95,6 +94,7 @@ FIRST = Published(
     embeddings=_embeddings,
     widen=_widen,
     vae=_vae,
+    latent_channels=128,
     size=(161, 512, 704),
     steps=50,
     text_tokens=TEXT,

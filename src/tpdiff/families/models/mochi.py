@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from tpdiff.families.models.published import Config, Published, Shape, empty, times, widen_transformer
 
@@ -56,7 +55,7 @@ def _embeddings(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _vae() -> nn.Module:
+def _vae() -> Any:
     from diffusers import AutoencoderKLMochi
 
     return AutoencoderKLMochi(latent_channels=12, out_channels=3)
@@ -73,6 +72,7 @@ PREVIEW = Published(
     embeddings=_embeddings,
     widen=widen_transformer,
     vae=_vae,
+    latent_channels=12,
     size=(163, 480, 848),
     steps=64,
     text_tokens=TEXT,

@@ -43,7 +43,9 @@ class Published:
         together: both passes are one batch of two.
         experts: networks of this configuration, of which a step uses one.
         widen: (configuration, layers, hidden size) -> that of a smaller or larger network of the same shape.
-        vae: -> its autoencoder with random weights, on the default device; None: not known here.
+        vae: -> its autoencoder with random weights, on the default device.
+        latent_channels: of what the autoencoder decodes.
+        frame_vae: the autoencoder decodes frames, not videos.
         notes: what a reader of its figures should know.
     """
 
@@ -60,11 +62,13 @@ class Published:
     patch: Size
     embeddings: Callable[[Config, torch.dtype], dict[str, Any]] | None
     widen: Callable[[Config, int | None, int | None], dict[str, Any]]
+    vae: Callable[[], Any]
+    latent_channels: int
     layers: tuple[str, ...] = ("num_layers",)
     passes: int = 2
     together: bool = False
     experts: int = 1
-    vae: Callable[[], nn.Module] | None = None
+    frame_vae: bool = False
     notes: tuple[str, ...] = field(default=())
 
     def build(self, device: torch.device | str, dtype: torch.dtype, **changes: Any) -> nn.Module:
@@ -117,7 +121,7 @@ def heads_of(hidden: int | None, head_dim: int, published: int) -> int:
     if hidden < head_dim or hidden % head_dim:
         below = max(hidden // head_dim, 1) * head_dim
         nearest = f"{below} or {below + head_dim}" if hidden > head_dim else f"{head_dim}"
-        raise ValueError(f"hidden size {hidden} is not a multiple of {head_dim} (one head); nearest: {nearest}")
+        raise ValueError(f"hidden size {hidden} is not a multiple of {head_dim}; nearest: {nearest}")
     return hidden // head_dim
 
 
@@ -129,10 +133,10 @@ def widen_transformer(config: Config, layers: int | None, hidden: int | None) ->
 
 def widen_unet(config: Config, layers: int | None, hidden: int | None) -> dict[str, Any]:
     """Other depth and width of a U-Net; its hidden size is that of the widest level."""
-    channels, unit = config["block_out_channels"], 4 * config.get("norm_num_groups", 32)
-    if hidden is not None and (hidden < unit or hidden % unit):
-        below = max(hidden // unit, 1) * unit
-        raise ValueError(f"hidden size {hidden} is not a multiple of {unit}; nearest: {below} or {below + unit}")
+    channels = config["block_out_channels"]
+    unit = 4 * max(config["norm_num_groups"], config.get("attention_head_dim", 1))
+    if hidden is not None:
+        heads_of(hidden, unit, 1)
     scaled = channels if hidden is None else tuple(hidden * c // max(channels) for c in channels)
     return {**config, "layers_per_block": layers or config["layers_per_block"], "block_out_channels": scaled}
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from tpdiff.families.models.published import Config, Published, Shape, empty, heads_of, times
 
@@ -66,7 +65,7 @@ def _time_a_token(network: Any) -> Any:
     from diffusers import WanPipeline
     from diffusers.video_processor import VideoProcessor
 
-    pipe = WanPipeline(None, None, None, _scheduler(5.0), network, expand_timesteps=True)
+    pipe: Any = WanPipeline(None, None, None, _scheduler(5.0), network, expand_timesteps=True)
     pipe.vae_scale_factor_spatial = 16  # its autoencoder's, which is not there
     pipe.video_processor = VideoProcessor(vae_scale_factor=16)
     return pipe
@@ -116,10 +115,26 @@ def _widen(config: Config, layers: int | None, hidden: int | None) -> dict[str, 
     }
 
 
-def _vae() -> nn.Module:
+def _vae() -> Any:
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan()  # the defaults are Wan 2.1's
+
+
+def _vae_16() -> Any:
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(  # `vae22_diffusers_config` of the same script
+        base_dim=160,
+        decoder_base_dim=256,
+        z_dim=48,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        scale_factor_temporal=4,
+    )
 
 
 SMALL = Published(
@@ -133,6 +148,7 @@ SMALL = Published(
     embeddings=_embeddings,
     widen=_widen,
     vae=_vae,
+    latent_channels=16,
     size=(81, 480, 832),
     steps=50,
     text_tokens=TEXT,
@@ -166,7 +182,8 @@ FIVE = replace(
     config=_config(heads=24, layers=30, ffn=14336, channels=48, out_channels=48),
     pipeline=_time_a_token,
     inputs=_inputs_time_a_token,
-    vae=None,
+    vae=_vae_16,
+    latent_channels=48,
     size=(121, 704, 1280),
     notes=("every token carries a time of its own, so that the time embedding is counted for every token",),
 )
