@@ -17,11 +17,11 @@ from torch import Tensor
 
 from tpdiff.families import Family, families
 from tpdiff.families.base import Size
+from tpdiff.families.sizes import stage_sizes
 from tpdiff.pyramid.geometry import AXIS_NAMES
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.acceleration import cached
-from tpdiff.families.sizes import stage_sizes
 from tpdiff.sampling.parallel import check_parallel
 from tpdiff.schedulers import PyramidScheduler, schedule_of
 
