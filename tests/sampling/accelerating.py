@@ -6,9 +6,13 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from transformers import T5Config, T5EncoderModel
 
@@ -17,12 +21,39 @@ from tpdiff.pyramid import Pyramid
 from tpdiff.schedulers import schedule_of
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "families"))
-from tiny import tokenizer, wan
+from tiny.encoders import WIDTH, tokenizer, umt5
 
 FACTORS = [(1, 1, 1), (2, 1, 1), (4, 2, 2)]
 COUNTS = [5, 4, 6]
 SIZES = [(9, 32, 32), (17, 64, 64), (33, 64, 64)]  # pixels, coarsest first
 ARGS = {"prompt": "a red ball", "negative_prompt": "the dog", "max_sequence_length": 16, "output_type": "latent"}
+
+
+def wan(**changes) -> WanPipeline:
+    """Wan 2.1 with two blocks; `changes` to its components."""
+    torch.manual_seed(0)
+    network = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=WIDTH,
+        freq_dim=256,
+        ffn_dim=32,
+        num_layers=2,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+    vae = AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    noise = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    options = {"tokenizer": tokenizer(), "text_encoder": umt5(), "transformer": network, "vae": vae, "scheduler": noise}
+    pipe = WanPipeline(**(options | changes))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def cogvideox() -> CogVideoXPipeline:
@@ -34,7 +65,7 @@ def cogvideox() -> CogVideoXPipeline:
         in_channels=4,
         out_channels=4,
         time_embed_dim=4,
-        text_embed_dim=32,
+        text_embed_dim=WIDTH,
         num_layers=2,
         sample_width=8,
         sample_height=8,
@@ -45,7 +76,7 @@ def cogvideox() -> CogVideoXPipeline:
     vae = AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
     )
-    text = T5EncoderModel(T5Config(vocab_size=32, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4)).eval()
+    text = T5EncoderModel(T5Config(vocab_size=32, d_model=WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4)).eval()
     pipe = CogVideoXPipeline(tokenizer(), text, vae, network, CogVideoXDDIMScheduler(prediction_type="v_prediction"))
     pipe.set_progress_bar_config(disable=True)
     return pipe

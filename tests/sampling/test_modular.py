@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerating import COUNTS, FACTORS, call, pyramid_of, pyramidal
+from accelerating import COUNTS, FACTORS, call, pyramid_of, pyramidal, wan
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.modular_pipelines import WanBlocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22Blocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan_i2v import WanImage2VideoCoreDenoiseStep
-from tiny import wan
 
 from tpdiff import apply_pyramid
 from tpdiff.sampling.modular import coarse_latents_block, make_pyramidal, pyramid_denoise_block

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tpdiff.families.base import Family, Size, register_family
+from tpdiff.pyramid.operators import Ratio
 
 
 def _vae_ratio(pipe: Any) -> Size:
@@ -15,7 +16,7 @@ def _patch(pipe: Any) -> Size:
     return 1, pipe.patch_size, pipe.patch_size
 
 
-def _one_table(pipe: Any, factors: Size, options: Mapping[str, Any]) -> dict[str, Any]:
+def _one_table(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
     """Noise levels come from a table of as many entries as steps; all stages follow that of the whole call."""
     return {"num_inference_steps": options["num_inference_steps"]}
 
