@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tpdiff.families.base import Family, Size, register_family
+from tpdiff.pyramid.operators import Ratio
 
 
 def _vae_ratio(pipe: Any) -> Size:
@@ -20,6 +21,18 @@ def _defaults(pipe: Any) -> Mapping[str, int]:
     return {"height": side, "width": side}
 
 
+def _own_noise(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse noise that is not white: stages take over latents, and their noise, from one another.
+
+    Raises:
+        ValueError: naming what to switch off.
+    """
+    for name in ("free_init", "free_noise"):
+        if getattr(pipe, f"{name}_enabled"):
+            raise ValueError(f"{name} makes noise of its own, which stages cannot keep; call pipe.disable_{name}()")
+    return {}
+
+
 ANIMATEDIFF = register_family(
     Family(
         name="animatediff",
@@ -28,6 +41,7 @@ ANIMATEDIFF = register_family(
         patch=_patch,
         causal_vae=False,
         defaults=_defaults,
+        stage_options=_own_noise,
         positions="sums of sines over frames, from 0 at every stage; none over height and width",
     )
 )

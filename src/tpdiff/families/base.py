@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tpdiff.pyramid.operators import Ratio
 from tpdiff.pyramid.stages import Pyramid
 
 Size = tuple[int, int, int]
@@ -28,7 +29,7 @@ def _anything(pipe: Any, pyramid: Pyramid) -> None:
     pass
 
 
-def _nothing(pipe: Any, factors: Size, options: Mapping[str, Any]) -> dict[str, Any]:
+def _nothing(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
@@ -63,7 +64,7 @@ class Family:
     defaults: Callable[[Any], Mapping[str, int]] = lambda pipe: {}
     unpack: Callable[[Any, Tensor, Shape], Tensor] = _as_they_are
     pack: Callable[[Any, Tensor, Shape], Tensor] = _as_they_are
-    stage_options: Callable[[Any, Size, Mapping[str, Any]], dict[str, Any]] = _nothing
+    stage_options: Callable[[Any, Ratio, Mapping[str, Any]], dict[str, Any]] = _nothing
     given_latents: Callable[[Any, Any, Tensor], Any] | None = None
     check: Callable[[Any, Pyramid], None] = _anything
     positions: str = "whole numbers at every stage's own size"
@@ -73,6 +74,10 @@ class Family:
         t, h, w = self.vae_ratio(pipe)
         frames = 1 + (size[0] - 1) // t if self.causal_vae else size[0] // t
         return frames, size[1] // h, size[2] // w
+
+    def filling(self, pipe: Any, size: Size) -> int:
+        """Latent frames that the pipeline puts before the first one, to fill its patches."""
+        return -self.latent_size(pipe, size)[0] % self.patch(pipe)[0]
 
     def pixel_size(self, pipe: Any, latent: Shape) -> Size:
         """(t, h, w) of the latents -> (num_frames, height, width) in pixels."""

@@ -19,7 +19,8 @@ def _patch(pipe: Any) -> Size:
 def _widescreen(pipe: Any) -> Mapping[str, int]:
     if not hasattr(pipe, "target_size"):
         return {}
-    height, width = pipe.video_processor.calculate_default_height_width(9, 16, pipe.target_size)
+    ratio = reversed(pipe.default_aspect_ratio)
+    height, width = pipe.video_processor.calculate_default_height_width(*ratio, pipe.target_size)
     return {"height": height, "width": width}
 
 

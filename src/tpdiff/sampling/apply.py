@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from tpdiff.families import Family, find_family
 from tpdiff.families.base import Size
-from tpdiff.pyramid.geometry import check_video_size
+from tpdiff.families.sizes import check_latents, full_size, stage_sizes
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
+from tpdiff.sampling.acceleration import check_caches, staged_caches
+from tpdiff.sampling.parallel import check_parallel
 from tpdiff.schedulers import PyramidScheduler, schedule_of
 
 Pipe = TypeVar("Pipe")
@@ -120,15 +123,23 @@ class _Pyramidal:
         pyramid, family = call.pyramid, call.family
         if len(pyramid) == 1:
             return stock(**options)
-        counts = call.counts or split_steps(options["num_inference_steps"], len(pyramid))
         if options.get("timesteps") is not None:
             raise ValueError("timesteps of a plain schedule have no meaning with stages; give steps to apply_pyramid")
+        levels = options.get("sigmas")
+        counts = call.counts or split_steps(
+            options["num_inference_steps"] if levels is None else len(levels), len(pyramid)
+        )
+        options["num_inference_steps"] = sum(counts)
         guidance = _each_stage(options.get("guidance_scale"), len(pyramid))
-        sizes = _stage_sizes(self, family, pyramid, options)
+        size, evaluations = full_size(self, family, options), self.evaluations(counts)
+        sizes = stage_sizes(self, family, pyramid, size)
+        check_latents(self, family, sizes[-1], options.get("latents"))
+        check_caches(self, evaluations)
+        check_parallel(self, family, partial(stage_sizes, self, family, pyramid), size, options.get("generator"))
         counting = _counting(options)
         self.scheduler.generator = options.get("generator")
         result: Any = None
-        with _in_stages(self, sum(self.evaluations(counts))):
+        with _in_stages(self, sum(evaluations)), staged_caches(self, evaluations) as enter:
             done = 0
             for place, (count, scale) in enumerate(zip(counts, guidance, strict=True)):
                 k = len(pyramid) - 1 - place
@@ -144,8 +155,10 @@ class _Pyramidal:
                 if not call.last:
                     own |= {"output_type": "latent", "return_dict": False}
                 self.scheduler.restrict(k, counts)
+                enter(place)
                 result = stock(**{**options, **{name: value for name, value in own.items() if name in options}})
-                done += self.evaluations(counts)[place]
+                done += evaluations[place]
+                call.stopped = self.interrupt  # a callback may have asked to stop at the stage's last step
         return result
 
     def evaluations(self, counts: Sequence[int]) -> list[int]:
@@ -157,15 +170,14 @@ class _Pyramidal:
         """The latents that ended a stage -> those that the next one starts from, both as the pipeline lays them out."""
         call = self._pyramid_call
         family, pyramid = call.family, call.pyramid
-        for component in self.components.values():
-            if hasattr(component, "_reset_stateful_cache"):  # caches hold activations of the old size
-                component._reset_stateful_cache()
         x = family.unpack(self, latents, family.latent_size(self, size))
+        filling = family.filling(self, size)
+        parts = [part for part in (x[:, :, :filling], x[:, :, filling:]) if part.shape[2]]
         if call.stopped:
-            x = pyramid.up(x, self.scheduler.stage - 1)
+            parts = [pyramid.up(part, self.scheduler.stage - 1) for part in parts]
         else:
-            x = self.scheduler.jump(x)
-        return family.pack(self, x, family.latent_size(self, next_size))
+            parts = [self.scheduler.jump(part) for part in parts]
+        return family.pack(self, torch.cat(parts, dim=2), family.latent_size(self, next_size))
 
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
         """The stock pipeline's, its noise replaced by what the last stage left."""
@@ -191,8 +203,9 @@ class _Pyramidal:
     def interrupt(self) -> bool:
         """Whether a callback asked to stop; that holds for the stages left, too."""
         call = self._pyramid_call
-        call.stopped = call.stopped or (call.remembered is not None and self._interrupt)
-        return call.stopped or self._interrupt
+        asked = getattr(self, "_interrupt", False)
+        call.stopped = call.stopped or (call.remembered is not None and asked)
+        return call.stopped or asked
 
     @property
     def num_timesteps(self) -> int:
@@ -224,20 +237,18 @@ def _remembering(call: _Call, name: str, function: Any) -> Any:
         if call.remembered is None:
             return function(*args, **kwargs)
         key = (name, *map(_key, args), *((one, _key(value)) for one, value in sorted(kwargs.items())))
-        if key not in call.remembered:
-            call.remembered[key] = function(*args, **kwargs)
-        return call.remembered[key]
+        if key not in call.remembered:  # the arguments are kept, so that no other object takes their place in memory
+            call.remembered[key] = function(*args, **kwargs), args, kwargs
+        return call.remembered[key][0]
 
     return once
 
 
 def _key(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_key, value))
     plain = isinstance(value, str | int | float | bool | torch.device | torch.dtype | type(None))
-    return value if plain else repr(value) if isinstance(value, list) and all(map(_is_text, value)) else id(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return value if plain else id(value)
 
 
 def _names(kind: type) -> set[str]:
@@ -252,25 +263,19 @@ def _each_stage(scale: Any, stages: int) -> list[Any]:
     return list(scale)
 
 
-def _stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, options: dict[str, Any]) -> list[Size]:
-    """(num_frames, height, width) in pixels of every stage, finest first.
-
-    Raises:
-        ValueError: a size that the autoencoder, the patches or some stage cannot hold, with the nearest legal one.
-    """
-    usual = family.defaults(pipe)
-    wanted = [options.get(name) or usual.get(name) for name in ("num_frames", "height", "width")]
-    frames, height, width = (int(value) for value in wanted)  # type: ignore[arg-type]
-    size = (frames, height, width)
-    ratio, patch = family.vae_ratio(pipe), family.patch(pipe)
-    check_video_size(size, pyramid.multiples, patch, ratio, pyramid.causal_time, family.causal_vae)
-    full = (1, 1, *family.latent_size(pipe, size))
-    shapes = (pyramid.stage_shape(full, k)[2:] for k in range(len(pyramid)))
-    return [family.pixel_size(pipe, (t, h, w)) for t, h, w in shapes]
-
-
 def _counting(options: dict[str, Any]) -> Any:
     """done -> the callback's arguments, so that it counts the steps of all stages."""
+    if options.get("callback") is not None:  # of older pipelines
+        every, tell = options.get("callback_steps") or 1, options["callback"]
+
+        def old(done: int) -> dict[str, Any]:
+            def told(step: int, timestep: Any, latents: Tensor) -> None:
+                if (step + done) % every == 0:
+                    tell(step + done, timestep, latents)
+
+            return {"callback": told, "callback_steps": 1}
+
+        return old
     callback = options.get("callback_on_step_end")
     if callback is None:
         return lambda done: {}
