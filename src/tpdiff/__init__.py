@@ -7,6 +7,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "PyramidPipeline": "tpdiff.sampling.pipeline",
+    "apply_pyramid": "tpdiff.sampling.apply",
+    "remove_pyramid": "tpdiff.sampling.apply",
     "PyramidScheduler": "tpdiff.schedulers",
     "sample_pyramid": "tpdiff.sampling.loop",
     "VideoDiT": "tpdiff.models.video_dit",

@@ -87,6 +87,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.generator: Generators = None
         self._only: int | None = None
+        self._steps: Sequence[int] | None = None
         self._runs: list[Run] = []
         self._local = torch.empty(0)  # the walker's timesteps in the current run
         self._run = self._place = 0  # run, and evaluation in it
@@ -151,15 +152,19 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
 
     # Sampling
 
-    def restrict(self, stage: int | None) -> None:
+    def restrict(self, stage: int | None, steps: Sequence[int] | None = None) -> None:
         """Let `set_timesteps` give the steps of one stage alone, or of all (None). `jump` then leads on.
+
+        Args:
+            stage: k, or None.
+            steps: all stages' counts, coarsest first, that hold meanwhile.
 
         Raises:
             ValueError: a stage that the pyramid does not have.
         """
         if stage is not None and stage not in range(len(self.pyramid)):
             raise ValueError(f"no stage {stage}: stages are 0, the finest, to {len(self.pyramid) - 1}")
-        self._only = stage
+        self._only, self._steps = stage, steps
 
     def set_timesteps(
         self,
@@ -198,7 +203,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         if sigmas is not None and not is_flow(self.base):
             raise ValueError("sigmas to follow are flow matching's; give num_inference_steps")
         wanted = num_inference_steps if num_inference_steps is not None else None if sigmas is None else len(sigmas)
-        counts = self.config.steps
+        counts = self._steps or self.config.steps
         if counts is None:
             if wanted is None:
                 raise ValueError("give num_inference_steps, or sigmas")

@@ -1,0 +1,47 @@
+"""AnimateDiff: Stable Diffusion with motion modules; every frame has latents of its own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tpdiff.families.base import Family, Size, register_family
+from tpdiff.pyramid.operators import Ratio
+
+
+def _vae_ratio(pipe: Any) -> Size:
+    return 1, pipe.vae_scale_factor, pipe.vae_scale_factor
+
+
+def _patch(pipe: Any) -> Size:
+    halvings = 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    return 1, halvings, halvings
+
+
+def _defaults(pipe: Any) -> Mapping[str, int]:
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return {"height": side, "width": side}
+
+
+def _own_noise(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse noise that is not white: stages take over latents, and their noise, from one another.
+
+    Raises:
+        ValueError: naming what to switch off.
+    """
+    for name in ("free_init", "free_noise"):
+        if getattr(pipe, f"{name}_enabled"):
+            raise ValueError(f"{name} makes noise of its own, which stages cannot keep; call pipe.disable_{name}()")
+    return {}
+
+
+ANIMATEDIFF = register_family(
+    Family(
+        name="animatediff",
+        pipelines=("AnimateDiffPipeline",),
+        vae_ratio=_vae_ratio,
+        patch=_patch,
+        causal_vae=False,
+        defaults=_defaults,
+        stage_options=_own_noise,
+        positions="sums of sines over frames, from 0 at every stage; none over height and width",
+    )
+)

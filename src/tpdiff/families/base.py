@@ -1,0 +1,123 @@
+"""What a family of diffusers pipelines must tell so that `apply_pyramid` can run it, and the list of those that do.
+
+A stage is an ordinary call of the stock pipeline at the stage's size, from the stage's latents, over the stage's
+timesteps. So a family says little: what sizes are legal, and how its latents lie in memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tpdiff.pyramid.operators import Ratio
+from tpdiff.pyramid.stages import Pyramid
+
+Size = tuple[int, int, int]
+Shape = tuple[int, int, int]
+MODULES = ("wan", "cogvideox", "ltx", "hunyuan", "mochi", "animatediff", "modelscope")
+
+
+def _as_they_are(pipe: Any, latents: Tensor, shape: Shape) -> Tensor:
+    return latents
+
+
+def _anything(pipe: Any, pyramid: Pyramid) -> None:
+    pass
+
+
+def _nothing(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+        name: its name.
+        pipelines: names of the pipeline classes that are driven.
+        vae_ratio: pipe -> the autoencoder's compression (T, H, W).
+        patch: pipe -> the network's patch size (T, H, W).
+        causal_vae: the autoencoder keeps the first frame whole: 1 + r n frames become 1 + n latent frames.
+        first_frame: names of the pipelines whose first latent frame is a given picture; it is never averaged with
+            others, so a pyramid over time must have a causal time axis there.
+        defaults: pipe -> the pipeline's own values of num_frames, height and width where a call leaves them None.
+        unpack: (pipe, the pipeline's latents, (t, h, w)) -> (B, C, t, h, w).
+        pack: its inverse.
+        stage_options: (pipe, (T, H, W) factors, the call's arguments) -> arguments that differ in that stage.
+        given_latents: (pipe, what `prepare_latents` made for this stage, latents in the pipeline's layout) -> what it
+            should have made, so that the stage starts from the latents; by default they replace the first of the made.
+        check: (pipe, pyramid) -> raises ValueError for a pyramid that this pipeline's weights cannot be run in.
+        positions: how the network is told where frames and pixels are; for the documentation.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    vae_ratio: Callable[[Any], Size]
+    patch: Callable[[Any], Size]
+    causal_vae: bool = True
+    first_frame: tuple[str, ...] = ()
+    defaults: Callable[[Any], Mapping[str, int]] = lambda pipe: {}
+    unpack: Callable[[Any, Tensor, Shape], Tensor] = _as_they_are
+    pack: Callable[[Any, Tensor, Shape], Tensor] = _as_they_are
+    stage_options: Callable[[Any, Ratio, Mapping[str, Any]], dict[str, Any]] = _nothing
+    given_latents: Callable[[Any, Any, Tensor], Any] | None = None
+    check: Callable[[Any, Pyramid], None] = _anything
+    positions: str = "whole numbers at every stage's own size"
+
+    def latent_size(self, pipe: Any, size: Size) -> Shape:
+        """(num_frames, height, width) in pixels -> (t, h, w) of the latents."""
+        t, h, w = self.vae_ratio(pipe)
+        frames = 1 + (size[0] - 1) // t if self.causal_vae else size[0] // t
+        return frames, size[1] // h, size[2] // w
+
+    def filling(self, pipe: Any, size: Size) -> int:
+        """Latent frames that the pipeline puts before the first one, to fill its patches."""
+        return -self.latent_size(pipe, size)[0] % self.patch(pipe)[0]
+
+    def pixel_size(self, pipe: Any, latent: Shape) -> Size:
+        """(t, h, w) of the latents -> (num_frames, height, width) in pixels."""
+        t, h, w = self.vae_ratio(pipe)
+        frames = 1 + (latent[0] - 1) * t if self.causal_vae else latent[0] * t
+        return frames, latent[1] * h, latent[2] * w
+
+
+_REGISTERED: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> Family:
+    """Make a family known, in place of any that names the same pipelines.
+
+    Args:
+        family: its `pipelines` are matched by class name, subclasses too.
+    """
+    _REGISTERED.update(dict.fromkeys(family.pipelines, family))
+    return family
+
+
+def families() -> list[Family]:
+    """All known families, each once."""
+    for module in MODULES:
+        importlib.import_module(f"tpdiff.families.{module}")
+    return list({family.name: family for family in _REGISTERED.values()}.values())
+
+
+def find_family(pipe: Any) -> Family:
+    """The family of a pipeline.
+
+    Raises:
+        ValueError: none is known, with those that are.
+    """
+    known = families()
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in _REGISTERED:
+            return _REGISTERED[kind.__name__]
+    names = ", ".join(sorted(name for family in known for name in family.pipelines))
+    raise ValueError(
+        f"no family is registered for {type(pipe).__name__}; known: {names}. "
+        "tpdiff.families.register_family adds one (docs/families.md)"
+    )

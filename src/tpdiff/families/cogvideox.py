@@ -1,0 +1,55 @@
+"""CogVideoX 2b, 5b and 1.5: latents are (B, T, C, H, W), frames may be patched in pairs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from tpdiff.families.base import Family, Shape, Size, register_family
+from tpdiff.pyramid.stages import Pyramid
+
+
+def _vae_ratio(pipe: Any) -> Size:
+    side = pipe.vae_scale_factor_spatial
+    return pipe.vae_scale_factor_temporal, side, side
+
+
+def _patch(pipe: Any) -> Size:
+    config = pipe.transformer.config
+    return config.patch_size_t or 1, config.patch_size, config.patch_size
+
+
+def _defaults(pipe: Any) -> Mapping[str, int]:
+    config, side = pipe.transformer.config, pipe.vae_scale_factor_spatial
+    height, width = config.sample_height * side, config.sample_width * side
+    return {"num_frames": config.sample_frames, "height": height, "width": width}
+
+
+def _frames_second(pipe: Any, latents: Tensor, shape: Shape) -> Tensor:
+    return latents.transpose(1, 2)
+
+
+def _check(pipe: Any, pyramid: Pyramid) -> None:
+    if not pipe.transformer.config.use_learned_positional_embeddings:
+        return
+    if any(factors[1:] != (1, 1) for factors in pyramid.factors):
+        raise ValueError(
+            "this CogVideoX has a learned position for every place of its own height and width, so that no stage can "
+            "be smaller: use a pyramid over time alone, factors (T, 1, 1)"
+        )
+
+
+COGVIDEOX = register_family(
+    Family(
+        name="cogvideox",
+        pipelines=("CogVideoXPipeline", "CogVideoXImageToVideoPipeline"),
+        vae_ratio=_vae_ratio,
+        patch=_patch,
+        first_frame=("CogVideoXImageToVideoPipeline",),
+        defaults=_defaults,
+        unpack=_frames_second,
+        pack=_frames_second,
+        check=_check,
+        positions="sums of sines (2b) or rotary (5b) at every stage's own size; learned ones (5b from a picture) stay",
+    )
+)

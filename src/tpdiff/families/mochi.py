@@ -1,0 +1,33 @@
+"""Mochi: its time runs the other way, from 0 (noise) to 1, which the scheduler knows by `invert_sigmas`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tpdiff.families.base import Family, Size, register_family
+from tpdiff.pyramid.operators import Ratio
+
+
+def _vae_ratio(pipe: Any) -> Size:
+    side = pipe.vae_spatial_scale_factor
+    return pipe.vae_temporal_scale_factor, side, side
+
+
+def _patch(pipe: Any) -> Size:
+    return 1, pipe.patch_size, pipe.patch_size
+
+
+def _one_table(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Noise levels come from a table of as many entries as steps; all stages follow that of the whole call."""
+    return {"num_inference_steps": options["num_inference_steps"]}
+
+
+MOCHI = register_family(
+    Family(
+        name="mochi",
+        pipelines=("MochiPipeline",),
+        vae_ratio=_vae_ratio,
+        patch=_patch,
+        stage_options=_one_table,
+        positions="learned mixtures of whole numbers, the area scaled to that of training",
+    )
+)

@@ -1,0 +1,297 @@
+"""apply_pyramid: a stock diffusers pipeline that runs pyramidally, its call unchanged (MATH 2, 3).
+
+Each stage is one ordinary call of the stock pipeline, at the stage's size, from the stage's latents, over the stage's
+timesteps. All that a stock call fixes at its beginning (rotary tables, masks, condition latents, packing, dynamic
+shift) is therefore made for every stage by the pipeline's own code, and the network never meets a wrong size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from tpdiff.families import Family, find_family
+from tpdiff.families.base import Size
+from tpdiff.families.sizes import check_latents, full_size, stage_sizes
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.pyramid.steps import split_steps
+from tpdiff.sampling.acceleration import check_caches, staged_caches
+from tpdiff.sampling.parallel import check_parallel
+from tpdiff.schedulers import PyramidScheduler, schedule_of
+
+Pipe = TypeVar("Pipe")
+REMEMBERED = ("encode_prompt", "encode_image")  # the same in all stages, so done once a call
+
+
+def apply_pyramid(
+    pipe: Pipe,
+    pyramid: Pyramid | Sequence[Sequence[int]] | None = None,
+    steps: int | Sequence[int] | None = None,
+) -> Pipe:
+    """Make a stock pipeline run through the stages of a pyramid. Its call, its components and its class name stay.
+
+    A call may then give `guidance_scale` as one number a stage, coarsest first, and `latents` as noise of the coarsest
+    stage's size. Everything else is as before, `callback_on_step_end` counts the steps of all stages.
+
+    Args:
+        pipe: a pipeline of a known family; changed in place.
+        pyramid: the stages; or their (T, H, W) factors, finest first, with all else by default (the pipeline's noise
+            schedule, uniform ends, Haar, a causal time axis where the autoencoder has one); or None: those of the
+            pipeline's own `PyramidScheduler`, as `from_pretrained` restores it.
+        steps: a total, or one count a stage, coarsest first; wins over the call's `num_inference_steps`. None: that.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        ValueError: an unknown family, a scheduler that cannot run inside a stage, a pyramid on another schedule, step
+            counts that do not fit, or a picture-to-video pipeline whose first frame would be averaged away.
+    """
+    thing: Any = pipe
+    family = find_family(thing)
+    remove_pyramid(thing)
+    base = thing.scheduler
+    if isinstance(base, PyramidScheduler):
+        pyramid = base.pyramid if pyramid is None else pyramid
+        steps = base.config.steps if steps is None else steps
+        base = base.base
+    if pyramid is None:
+        raise ValueError("give a pyramid: the pipeline's scheduler is not a PyramidScheduler that holds one")
+    if not isinstance(pyramid, Pyramid):
+        pyramid = Pyramid(schedule_of(base), pyramid, causal_time=family.causal_vae)
+    kind = type(thing)
+    over_time = any(factors[0] > 1 for factors in pyramid.factors)
+    if over_time and not pyramid.causal_time and _names(kind) & set(family.first_frame):
+        raise ValueError(
+            f"{kind.__name__} is given its first frame, which must not be averaged with others: "
+            "build the pyramid with causal_time=True"
+        )
+    family.check(thing, pyramid)
+    counts = None if steps is None else split_steps(steps, len(pyramid))
+    thing.scheduler = PyramidScheduler(base, pyramid, counts) if len(pyramid) > 1 else base
+    thing._pyramid_call = _Call(family, pyramid, counts, base)
+    thing.__class__ = type(kind.__name__, (_Pyramidal, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+    return pipe
+
+
+def remove_pyramid(pipe: Pipe) -> Pipe:
+    """Make a pipeline stock again, its own scheduler back in place; one without a pyramid stays as it is.
+
+    Returns:
+        The pipeline.
+    """
+    thing: Any = pipe
+    if isinstance(thing, _Pyramidal):
+        thing.scheduler = thing._pyramid_call.base
+        thing.__class__ = type(thing).__mro__[2]
+        del thing._pyramid_call
+    return pipe
+
+
+class _Call:
+    """What a pyramidal pipeline keeps, and what is true for the call and the stage that are under way."""
+
+    def __init__(self, family: Family, pyramid: Pyramid, counts: list[int] | None, base: Any):
+        self.family, self.pyramid, self.counts, self.base = family, pyramid, counts, base
+        self.remembered: dict[Any, Any] | None = None
+        self.latents: Tensor | None = None
+        self.last = True
+        self.stopped = False
+        self.steps_in_all: int | None = None
+
+
+class _Pyramidal:
+    """What `apply_pyramid` puts before a pipeline's own class."""
+
+    _pyramid_call: _Call
+    scheduler: Any
+    components: Any
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call, stock = self._pyramid_call, super().__call__  # type: ignore[misc]
+        bound = inspect.signature(stock).bind(*args, **kwargs)
+        bound.apply_defaults()
+        options = bound.arguments
+        options |= options.pop("kwargs", {})
+        pyramid, family = call.pyramid, call.family
+        if len(pyramid) == 1:
+            return stock(**options)
+        if options.get("timesteps") is not None:
+            raise ValueError("timesteps of a plain schedule have no meaning with stages; give steps to apply_pyramid")
+        levels = options.get("sigmas")
+        counts = call.counts or split_steps(
+            options["num_inference_steps"] if levels is None else len(levels), len(pyramid)
+        )
+        options["num_inference_steps"] = sum(counts)
+        guidance = _each_stage(options.get("guidance_scale"), len(pyramid))
+        size, evaluations = full_size(self, family, options), self.evaluations(counts)
+        sizes = stage_sizes(self, family, pyramid, size)
+        check_latents(self, family, sizes[-1], options.get("latents"))
+        check_caches(self, evaluations)
+        check_parallel(self, family, partial(stage_sizes, self, family, pyramid), size, options.get("generator"))
+        counting = _counting(options)
+        self.scheduler.generator = options.get("generator")
+        result: Any = None
+        with _in_stages(self, sum(evaluations)), staged_caches(self, evaluations) as enter:
+            done = 0
+            for place, (count, scale) in enumerate(zip(counts, guidance, strict=True)):
+                k = len(pyramid) - 1 - place
+                call.last = k == 0
+                if result is not None:
+                    call.latents = self._lead_on(result[0], sizes[k + 1], sizes[k])
+                own: dict[str, Any] = dict(zip(("num_frames", "height", "width"), sizes[k], strict=True))
+                own |= {"num_inference_steps": count, **counting(done)}
+                own |= family.stage_options(self, pyramid.factors[k], options)
+                own |= {} if scale is None else {"guidance_scale": scale}
+                if place > 0:
+                    own["latents"] = None  # `prepare_latents` gives them
+                if not call.last:
+                    own |= {"output_type": "latent", "return_dict": False}
+                self.scheduler.restrict(k, counts)
+                enter(place)
+                result = stock(**{**options, **{name: value for name, value in own.items() if name in options}})
+                done += evaluations[place]
+                call.stopped = self.interrupt  # a callback may have asked to stop at the stage's last step
+        return result
+
+    def evaluations(self, counts: Sequence[int]) -> list[int]:
+        """Network evaluations of every stage, coarsest first."""
+        twice = self.scheduler.order == 2
+        return [2 * n - (place == len(counts) - 1) if twice else n for place, n in enumerate(counts)]
+
+    def _lead_on(self, latents: Tensor, size: Size, next_size: Size) -> Tensor:
+        """The latents that ended a stage -> those that the next one starts from, both as the pipeline lays them out."""
+        call = self._pyramid_call
+        family, pyramid = call.family, call.pyramid
+        x = family.unpack(self, latents, family.latent_size(self, size))
+        filling = family.filling(self, size)
+        parts = [part for part in (x[:, :, :filling], x[:, :, filling:]) if part.shape[2]]
+        if call.stopped:
+            parts = [pyramid.up(part, self.scheduler.stage - 1) for part in parts]
+        else:
+            parts = [self.scheduler.jump(part) for part in parts]
+        return family.pack(self, torch.cat(parts, dim=2), family.latent_size(self, next_size))
+
+    def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock pipeline's, its noise replaced by what the last stage left."""
+        call, stock = self._pyramid_call, super().prepare_latents  # type: ignore[misc]
+        if call.latents is None:
+            return stock(*args, **kwargs)
+        bound = inspect.signature(stock).bind(*args, **kwargs)
+        if "generator" in bound.arguments:
+            bound.arguments["generator"] = _clones(bound.arguments["generator"])
+        made = stock(*bound.args, **bound.kwargs)
+        first = made[0] if isinstance(made, tuple) else made
+        latents = call.latents.to(first)
+        if call.family.given_latents is not None:
+            return call.family.given_latents(self, made, latents)
+        return (latents, *made[1:]) if isinstance(made, tuple) else latents
+
+    def maybe_free_model_hooks(self) -> None:
+        """At the end of the last stage only."""
+        if self._pyramid_call.last:
+            super().maybe_free_model_hooks()  # type: ignore[misc]
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked to stop; that holds for the stages left, too."""
+        call = self._pyramid_call
+        asked = getattr(self, "_interrupt", False)
+        call.stopped = call.stopped or (call.remembered is not None and asked)
+        return call.stopped or asked
+
+    @property
+    def num_timesteps(self) -> int:
+        """Network evaluations of the whole call."""
+        return self._pyramid_call.steps_in_all or self._num_timesteps
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        return _remembering(self._pyramid_call, name, value) if name in REMEMBERED else value
+
+
+@contextmanager
+def _in_stages(pipe: Any, steps: int) -> Iterator[None]:
+    """While stages run: what is remembered, and an end that leaves nothing behind."""
+    call = pipe._pyramid_call
+    call.remembered, call.latents, call.stopped, call.steps_in_all = {}, None, False, steps
+    try:
+        yield
+    finally:
+        call.remembered, call.latents, call.last, call.stopped, call.steps_in_all = None, None, True, False, None
+        pipe.scheduler.restrict(None)
+        pipe.scheduler.generator = None
+
+
+def _remembering(call: _Call, name: str, function: Any) -> Any:
+    """A method that does the same work once a call."""
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if call.remembered is None:
+            return function(*args, **kwargs)
+        key = (name, *map(_key, args), *((one, _key(value)) for one, value in sorted(kwargs.items())))
+        if key not in call.remembered:  # the arguments are kept, so that no other object takes their place in memory
+            call.remembered[key] = function(*args, **kwargs), args, kwargs
+        return call.remembered[key][0]
+
+    return once
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_key, value))
+    plain = isinstance(value, str | int | float | bool | torch.device | torch.dtype | type(None))
+    return value if plain else id(value)
+
+
+def _names(kind: type) -> set[str]:
+    return {one.__name__ for one in kind.__mro__}
+
+
+def _each_stage(scale: Any, stages: int) -> list[Any]:
+    if not isinstance(scale, Sequence):
+        return [None] * stages
+    if len(scale) != stages:
+        raise ValueError(f"guidance_scale has {len(scale)} values for {stages} stages; give one, or one a stage")
+    return list(scale)
+
+
+def _counting(options: dict[str, Any]) -> Any:
+    """done -> the callback's arguments, so that it counts the steps of all stages."""
+    if options.get("callback") is not None:  # of older pipelines
+        every, tell = options.get("callback_steps") or 1, options["callback"]
+
+        def old(done: int) -> dict[str, Any]:
+            def told(step: int, timestep: Any, latents: Tensor) -> None:
+                if (step + done) % every == 0:
+                    tell(step + done, timestep, latents)
+
+            return {"callback": told, "callback_steps": 1}
+
+        return old
+    callback = options.get("callback_on_step_end")
+    if callback is None:
+        return lambda done: {}
+    inputs = getattr(callback, "tensor_inputs", None) or options.get("callback_on_step_end_tensor_inputs")
+
+    def counting(done: int) -> dict[str, Any]:
+        def told(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+            return callback(pipe, step + done, timestep, tensors)
+
+        return {"callback_on_step_end": told, "callback_on_step_end_tensor_inputs": inputs}
+
+    return counting
+
+
+def _clones(generator: Any) -> Any:
+    """Generators in the same state, so that what a stage draws and throws away is not missing elsewhere."""
+    if isinstance(generator, Sequence):
+        return [_clones(one) for one in generator]
+    return None if generator is None else generator.clone_state()
