@@ -151,3 +151,11 @@ def test_steps_win_over_the_pipelines_count_but_not_over_its_sigmas():
     plain = one_stage(make(EULER))
     plain.set_timesteps([6])
     assert len(plain.timesteps) == 6
+
+
+@CASE
+def test_the_given_scheduler_is_left_alone_by_one_stage_too(name, config, options):
+    base = make(name, **config)
+    times = base.timesteps.clone()
+    walked(one_stage(base), options)
+    assert torch.equal(base.timesteps, times)
