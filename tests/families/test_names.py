@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parents[2] / "src" / "tpdiff"
 NAME = re.compile("wan|cogvideox|ltx|hunyuan|mochi|animatediff|modelscope")
 # Schedulers are known by their class names (schedulers/), of which two hold a model's.
 SCHEDULERS = re.compile(r"cogvideox(ddim|dpm)(scheduler)?", re.IGNORECASE)
-ELSEWHERE = sorted(path for path in ROOT.rglob("*.py") if path.parent.name != "families" or path.stem not in MODULES)
+SOURCES = sorted(ROOT.rglob("*.py"))
 
 
-def named(source: str) -> list[str]:
-    """Words that hold a model's name, with their lines; "want" and its like do not."""
+def named(source: str, own: str = "") -> list[str]:
+    """Words that hold a model's name other than `own`, with their lines; "want" and its like do not."""
     found = []
     for number, line in enumerate(source.splitlines(), 1):
         for word in re.findall(r"[A-Za-z0-9]+", SCHEDULERS.sub("", line)):
