@@ -21,6 +21,10 @@ def _defaults(pipe: Any) -> Mapping[str, int]:
     return {"height": side, "width": side}
 
 
+def _limits(pipe: Any) -> Mapping[str, tuple[int, int]]:
+    return {"num_frames": (1, pipe.unet.config.motion_max_seq_length)}
+
+
 def _own_noise(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse noise that is not white: stages take over latents, and their noise, from one another.
 
@@ -41,6 +45,7 @@ ANIMATEDIFF = register_family(
         patch=_patch,
         causal_vae=False,
         defaults=_defaults,
+        limits=_limits,
         stage_options=_own_noise,
         positions="sums of sines over frames, from 0 at every stage; none over height and width",
     )

@@ -46,6 +46,8 @@ class Family:
         first_frame: names of the pipelines whose first latent frame is a given picture; it is never averaged with
             others, so a pyramid over time must have a causal time axis there.
         defaults: pipe -> the pipeline's own values of num_frames, height and width where a call leaves them None.
+        limits: pipe -> (least, greatest) value of num_frames, height or width, where a network has positions for no
+            others.
         unpack: (pipe, the pipeline's latents, (t, h, w)) -> (B, C, t, h, w).
         pack: its inverse.
         stage_options: (pipe, (T, H, W) factors, the call's arguments) -> arguments that differ in that stage.
@@ -62,6 +64,7 @@ class Family:
     causal_vae: bool = True
     first_frame: tuple[str, ...] = ()
     defaults: Callable[[Any], Mapping[str, int]] = lambda pipe: {}
+    limits: Callable[[Any], Mapping[str, tuple[int, int]]] = lambda pipe: {}
     unpack: Callable[[Any, Tensor, Shape], Tensor] = _as_they_are
     pack: Callable[[Any, Tensor, Shape], Tensor] = _as_they_are
     stage_options: Callable[[Any, Ratio, Mapping[str, Any]], dict[str, Any]] = _nothing

@@ -25,6 +25,16 @@ def _defaults(pipe: Any) -> Mapping[str, int]:
     return {"num_frames": config.sample_frames, "height": height, "width": width}
 
 
+def _limits(pipe: Any) -> Mapping[str, tuple[int, int]]:
+    config, own = pipe.transformer.config, _defaults(pipe)
+    sides = {name: own[name] for name in ("height", "width")}
+    if config.use_learned_positional_embeddings:
+        return {name: (side, side) for name, side in sides.items()}
+    if config.patch_size_t is not None:  # its rotary table ends where the network's own size does
+        return {name: (1, side) for name, side in sides.items()}
+    return {}
+
+
 def _frames_second(pipe: Any, latents: Tensor, shape: Shape) -> Tensor:
     return latents.transpose(1, 2)
 
@@ -47,9 +57,11 @@ COGVIDEOX = register_family(
         patch=_patch,
         first_frame=("CogVideoXImageToVideoPipeline",),
         defaults=_defaults,
+        limits=_limits,
         unpack=_frames_second,
         pack=_frames_second,
         check=_check,
-        positions="sums of sines (2b) or rotary (5b) at every stage's own size; learned ones (5b from a picture) stay",
+        positions="sums of sines (2b) or rotary (5b, 1.5) at every stage's own size; learned ones (5b from a picture) "
+        "at the network's own number of frames, and sums of sines in their place at any other, as in stock",
     )
 )

@@ -1,20 +1,20 @@
 """The sizes of a call's stages, checked before any work."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpdiff.families.base import Family, Size
-from tpdiff.pyramid.geometry import check_video_size
+from tpdiff.pyramid.geometry import AXIS_NAMES, check_video_size
 from tpdiff.pyramid.stages import Pyramid
 
 
 def full_size(pipe: Any, family: Family, options: Mapping[str, Any]) -> Size:
     """(num_frames, height, width) in pixels that a call with these arguments asks for."""
     usual = family.defaults(pipe)
-    wanted = [options.get(name) or usual.get(name) for name in ("num_frames", "height", "width")]
+    wanted = [options.get(name) or usual.get(name) for name in AXIS_NAMES]
     frames, height, width = (int(value) for value in wanted)  # type: ignore[arg-type]
     return frames, height, width
 
@@ -25,11 +25,41 @@ def stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> list
     Raises:
         ValueError: a size that the autoencoder, the patches or some stage cannot hold, with the nearest legal one.
     """
-    ratio, patch = family.vae_ratio(pipe), family.patch(pipe)
-    check_video_size(size, pyramid.multiples, patch, ratio, pyramid.causal_time, family.causal_vae)
+    _check_limits(pipe, family, pyramid, size)
+    _check_whole(pipe, family, pyramid, size, (0, 1, 2))
     full = (1, 1, *family.latent_size(pipe, size))
     shapes = (pyramid.stage_shape(full, k)[2:] for k in range(len(pyramid)))
     return [family.pixel_size(pipe, (t, h, w)) for t, h, w in shapes]
+
+
+def _check_whole(pipe: Any, family: Family, pyramid: Pyramid, size: Size, axes: Collection[int]) -> None:
+    """Refuse a size that some stage cannot hold, along some axes."""
+    ratio, patch, multiples = (
+        [value if axis in axes else 1 for axis, value in enumerate(values)]
+        for values in (family.vae_ratio(pipe), family.patch(pipe), pyramid.multiples)
+    )
+    causal = pyramid.causal_time or (family.causal_vae and pyramid.multiples[0] == 1)  # over space alone: as stock
+    check_video_size(size, multiples, patch, ratio, causal, family.causal_vae)
+
+
+def _check_limits(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> None:
+    """Refuse a size that the network has no positions for."""
+    limits = family.limits(pipe)
+    for axis, (name, value) in enumerate(zip(AXIS_NAMES, size, strict=True)):
+        least, greatest = limits.get(name, (1, value))
+        if least <= value <= greatest:
+            continue
+        for nearest in range(least, greatest + 1) if value < least else range(greatest, least - 1, -1):
+            try:
+                _check_whole(pipe, family, pyramid, (nearest, nearest, nearest), [axis])
+                break
+            except ValueError:
+                continue
+        else:
+            raise ValueError(f"{name}: no value from {least} to {greatest}, this network's own, suits this pyramid")
+        raise ValueError(
+            f"{name} {value} is out of this network's positions' reach, {least} to {greatest}; nearest: {nearest}"
+        )
 
 
 def check_latents(pipe: Any, family: Family, size: Size, latents: Tensor | None) -> None:

@@ -79,12 +79,22 @@ def cogvideox_picture() -> CogVideoXImageToVideoPipeline:
 def cogvideox_pairs() -> CogVideoXPipeline:
     """1.5: latent frames are patched in pairs."""
     seeded()
-    network = _network(patch_size_t=2, patch_bias=False, use_rotary_positional_embeddings=True)
+    network = _network(
+        patch_size_t=2, sample_width=32, sample_height=32, patch_bias=False, use_rotary_positional_embeddings=True
+    )
     return CogVideoXPipeline(**_parts(_noise()), vae=_vae(invert_scale_latents=True), transformer=network)
 
 
 def cogvideox_pairs_picture() -> CogVideoXImageToVideoPipeline:
     """1.5 from a picture."""
     seeded()
-    network = _network(8, patch_size_t=2, patch_bias=False, ofs_embed_dim=8, use_rotary_positional_embeddings=True)
+    network = _network(
+        8,
+        patch_size_t=2,
+        sample_width=32,
+        sample_height=32,
+        patch_bias=False,
+        ofs_embed_dim=8,
+        use_rotary_positional_embeddings=True,
+    )
     return CogVideoXImageToVideoPipeline(**_parts(_noise()), vae=_vae(invert_scale_latents=True), transformer=network)

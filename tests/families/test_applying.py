@@ -1,0 +1,110 @@
+"""Applying, replacing, removing and saving a pyramid."""
+
+import copy
+
+import torch
+from recording import evaluations
+from tiny import find_case
+
+from tpdiff import PyramidScheduler, apply_pyramid, remove_pyramid
+
+TIME = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
+TWO = [(1, 1, 1), (4, 1, 1)]
+STEPS = (2, 1, 1)
+
+
+def test_removing_brings_the_stock_pipeline_back(case):
+    pipe = case.stageable()
+    kind, scheduler, stock = type(pipe), pipe.scheduler, case.run(pipe)
+    known = set(vars(pipe))
+    assert apply_pyramid(pipe, TIME, STEPS) is pipe
+    assert isinstance(pipe, kind)
+    assert type(pipe).__name__ == kind.__name__
+    assert isinstance(pipe.scheduler, PyramidScheduler)
+    assert not torch.equal(case.run(pipe), stock)
+    assert remove_pyramid(pipe) is pipe
+    assert type(pipe) is kind
+    assert pipe.scheduler is scheduler
+    assert set(vars(pipe)) == known | set(vars(case_after_a_call(case)))
+    assert torch.equal(case.run(pipe), stock)
+    assert remove_pyramid(pipe) is pipe
+
+
+def case_after_a_call(case):
+    pipe = case.stageable()
+    case.run(pipe)
+    return pipe
+
+
+def test_applying_again_replaces(case):
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    scheduler = pipe._pyramid_call.base
+    three = case.run(pipe)
+    apply_pyramid(pipe, TWO, (2, 2))
+    assert len(type(pipe).__mro__) == len(type(case.pipe()).__mro__) + 2
+    with evaluations(case, pipe) as calls:
+        two = case.run(pipe)
+    assert len({call.size for call in calls}) == 2
+    assert not torch.equal(two, three)
+    apply_pyramid(pipe, TIME, STEPS)
+    assert torch.equal(case.run(pipe), three)
+    remove_pyramid(pipe)
+    assert pipe.scheduler is scheduler
+
+
+def test_the_pipelines_own_scheduler_is_not_changed(case):
+    pipe = case.stageable()
+    before = dict(pipe.scheduler.config)
+    scheduler = pipe.scheduler
+    apply_pyramid(pipe, TIME, STEPS)
+    case.run(pipe)
+    assert dict(scheduler.config) == before
+    assert scheduler is pipe._pyramid_call.base
+
+
+def test_steps_win_over_the_calls_and_else_the_call_decides(case):
+    pipe = case.stageable()
+    for steps, counts in ((STEPS, STEPS), (7, (3, 2, 2)), (None, (3, 1, 1))):
+        apply_pyramid(pipe, TIME, steps)
+        with evaluations(case, pipe) as calls:
+            case.run(pipe, num_inference_steps=5)
+        seen = [sum(call.size == size for call in calls) for size in case.stage_latents(TIME)]
+        wanted = pipe.evaluations(counts)
+        assert [n * sum(wanted) for n in seen] == [n * sum(seen) for n in wanted]  # with and without the prompt
+
+
+def test_a_saved_pyramidal_pipeline_loads_as_stock_and_is_pyramidal_again(case, tmp_path):
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    kind = type(pipe).__mro__[2]
+    made = case.run(pipe)
+    pipe.save_pretrained(tmp_path, safe_serialization=True)
+    loaded = case.quiet(kind.from_pretrained(tmp_path))
+    assert type(loaded) is kind
+    assert isinstance(loaded.scheduler, PyramidScheduler)
+    apply_pyramid(loaded)
+    torch.testing.assert_close(case.run(loaded), made, atol=1e-4, rtol=1e-4)  # loaded weights may lie otherwise
+    assert loaded._pyramid_call.counts == list(STEPS)
+    remove_pyramid(loaded)
+    remove_pyramid(pipe)
+    assert type(loaded.scheduler) is type(pipe.scheduler)
+    assert loaded.scheduler.config == pipe.scheduler.config
+    torch.testing.assert_close(case.run(loaded), case.run(pipe), atol=1e-4, rtol=1e-4)
+
+
+def test_a_copy_is_a_pipeline_of_its_own():
+    case = find_case("wan")
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    other = copy.deepcopy(pipe)
+    made = case.run(pipe)
+    remove_pyramid(pipe)
+    assert torch.equal(case.run(other), made)
+
+
+def test_one_pyramid_serves_many_calls_of_unlike_sizes():
+    """A stage's size is the call's, nothing is kept from the call before."""
+    case = find_case("wan")
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    first = case.run(pipe)
+    larger = case.run(pipe, size=(33, 32, 16))
+    assert larger.shape[2:] == (9, 4, 2)
+    assert torch.equal(case.run(pipe), first)

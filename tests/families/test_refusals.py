@@ -1,0 +1,218 @@
+"""What cannot be run is refused before any work, with what would do."""
+
+import re
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, LCMScheduler, UNet2DModel
+from recording import encodings, evaluations
+from tiny import CASES, find_case
+
+from tpdiff import apply_pyramid
+from tpdiff.families import find_family
+from tpdiff.pyramid import FlowMatchingSchedule, Pyramid, VariancePreservingSchedule
+from tpdiff.schedulers import schedule_of
+
+TIME = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
+BOTH = [(1, 1, 1), (2, 2, 2), (4, 4, 4)]
+STEPS = (2, 1, 1)
+SOME = pytest.mark.parametrize("case", [find_case("wan"), find_case("modelscope")], ids=str)
+
+
+def refused(case, pipe, message, **changes):
+    """A call raises ValueError with the message, and no network or encoder has been called. The whole message."""
+    with (
+        evaluations(case, pipe) as calls,
+        encodings(pipe) as encoded,
+        pytest.raises(ValueError, match=message) as caught,
+    ):
+        case.run(pipe, **changes)
+    assert calls == []
+    assert sum(encoded.values()) == 0
+    return str(caught.value)
+
+
+def nearest(message):
+    """The values that a message offers."""
+    return [int(number) for number in re.findall(r"\d+", message.split("nearest:")[1])]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["num_frames", "height", "width"])
+def test_sizes_are_refused_with_the_nearest_legal_ones(case, axis):
+    pipe = apply_pyramid(case.stageable(), BOTH if case.over_space else TIME, STEPS)
+    name, wrong = ("num_frames", "height", "width")[axis], case.size[axis] + 1
+    message = refused(case, pipe, f"{name} {wrong} is .*; nearest: ", **{"size": case.size, name: wrong})
+    values = nearest(message)
+    assert case.size[axis] in values
+    assert len(values) == (2 if case.over_space or axis == 0 else 1)
+    for value in values:
+        assert case.run(pipe, size=(*case.size[:axis], value, *case.size[axis + 1 :])).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "wrong", "message"),
+    [
+        (
+            "cogvideox-pairs",
+            "height",
+            257,
+            "height 257 is out of this network's positions' reach, 1 to 256; nearest: 256",
+        ),
+        ("cogvideox-picture", "width", 48, "width 48 is out of this network's positions' reach, 64 to 64; nearest: 64"),
+        (
+            "animatediff",
+            "num_frames",
+            36,
+            "num_frames 36 is out of this network's positions' reach, 1 to 32; nearest: 32",
+        ),
+    ],
+)
+def test_sizes_that_a_network_has_no_positions_for_are_refused(name, axis, wrong, message):
+    """Stock tells of them in the full-size stage only, the last one, or by a broken tensor operation."""
+    case = find_case(name)
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    refused(case, pipe, message, **{axis: wrong})
+
+
+def test_a_plain_time_axis_has_legal_lengths_of_its_own():
+    """Latent frames in blocks of four from the first on: 1 + 4 (4 n - 1) frames."""
+    case = find_case("wan")
+    pipe = case.stageable()
+    apply_pyramid(pipe, Pyramid(schedule_of(pipe.scheduler), TIME), STEPS)
+    refused(case, pipe, "num_frames 17 is not 3 less than a multiple of 16 .*; nearest: 13 or 29")
+    with evaluations(case, pipe) as calls:
+        made = case.run(pipe, num_frames=13)
+    assert [call.size[0] for call in calls[::2]] == [1, 1, 2, 4]
+    assert made.shape[2] == 4
+
+
+def test_sizes_left_out_are_the_pipelines_own(case):
+    """And are checked as well."""
+    pipe = apply_pyramid(case.stageable(), BOTH if case.over_space else TIME, STEPS)
+    usual = find_family(pipe).defaults(pipe)
+    left_out = {name: None for name in ("height", "width") if name in usual}
+    if not left_out:
+        return
+    with evaluations(case, pipe) as calls:
+        try:
+            case.run(pipe, size=case.size, **left_out)
+        except ValueError as error:
+            assert f"{usual['height']} is not" in str(error) or f"{usual['width']} is not" in str(error)
+            assert calls == []
+        else:
+            ratio = find_family(pipe).vae_ratio(pipe)
+            assert calls[-1].size[1:] == (usual["height"] // ratio[1], usual["width"] // ratio[2])
+
+
+def test_an_unknown_pipeline_is_refused_with_those_that_are_known():
+    pipe = DDIMPipeline(
+        UNet2DModel(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)),
+        DDIMScheduler(),
+    )
+    with pytest.raises(ValueError, match="no family is registered for DDIMPipeline; known: ") as caught:
+        apply_pyramid(pipe, TIME)
+    for case in CASES:
+        assert type(case.pipe()).__name__ in str(caught.value)
+    assert "register_family" in str(caught.value)
+
+
+@SOME
+def test_without_a_pyramid_there_is_none_to_apply(case):
+    with pytest.raises(ValueError, match="give a pyramid"):
+        apply_pyramid(case.pipe())
+
+
+@SOME
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((2, 2), "2 step counts .* for 3 stages"),
+        (2, "2 steps cannot fill 3 stages"),
+        ((2, 0, 1), "every stage needs at least one whole step"),
+    ],
+)
+def test_step_counts_that_do_not_fit_are_refused(case, steps, message):
+    pipe = case.stageable()
+    kind, scheduler = type(pipe), pipe.scheduler
+    with pytest.raises(ValueError, match=message):
+        apply_pyramid(pipe, TIME, steps)
+    assert type(pipe) is kind
+    assert pipe.scheduler is scheduler
+
+
+@SOME
+def test_too_few_steps_in_the_call_are_refused(case):
+    pipe = apply_pyramid(case.stageable(), TIME)
+    refused(case, pipe, "2 steps cannot fill 3 stages", num_inference_steps=2)
+
+
+@SOME
+def test_a_pyramid_on_another_schedule_is_refused(case):
+    pipe = case.stageable()
+    own = schedule_of(pipe.scheduler)
+    other = VariancePreservingSchedule() if own.name == "flow_matching" else FlowMatchingSchedule()
+    with pytest.raises(ValueError, match="schedule_of"):
+        apply_pyramid(pipe, Pyramid(other, TIME, causal_time=True))
+    assert pipe.scheduler is not None
+    assert case.run(pipe).isfinite().all()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.default_runs], ids=str)
+def test_the_stochastic_default_is_refused_by_name(case):
+    pipe = case.pipe()
+    with pytest.raises(ValueError, match=r"CogVideoXDPMScheduler cannot run inside a stage.*CogVideoXDDIMScheduler"):
+        apply_pyramid(pipe, TIME)
+    assert case.run(pipe).isfinite().all()
+
+
+@SOME
+def test_a_stochastic_scheduler_is_refused(case):
+    pipe = case.pipe()
+    pipe.scheduler = LCMScheduler()
+    with pytest.raises(ValueError, match="LCMScheduler cannot run inside a stage"):
+        apply_pyramid(pipe, TIME)
+
+
+def test_learned_positions_refuse_another_height_and_width():
+    case = find_case("cogvideox-picture")
+    pipe = case.stageable()
+    with pytest.raises(ValueError, match=r"learned position .* factors \(T, 1, 1\)"):
+        apply_pyramid(pipe, BOTH)
+    assert case.run(pipe).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["free_init", "free_noise"])
+def test_noise_that_is_not_white_is_refused(name):
+    case = find_case("animatediff")
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    getattr(pipe, f"enable_{name}")()
+    refused(case, pipe, f"{name} makes noise of its own.*disable_{name}")
+    getattr(pipe, f"disable_{name}")()
+    assert case.run(pipe).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "mochi", "ltx"])
+def test_timesteps_of_a_plain_schedule_are_refused(name):
+    case = find_case(name)
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    refused(case, pipe, "timesteps of a plain schedule have no meaning with stages", timesteps=[999, 500, 200, 100])
+
+
+def test_nothing_is_left_of_a_call_that_failed(case):
+    """Neither in the pipeline nor in what the next call makes."""
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    made = case.run(pipe)
+    network = case.predictors(pipe)[-1]
+    left = 3
+
+    def fail(*given):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise RuntimeError("out of memory")
+
+    handle = network.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        case.run(pipe)
+    handle.remove()
+    assert torch.equal(case.run(pipe), made)
