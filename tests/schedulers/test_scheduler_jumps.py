@@ -234,3 +234,23 @@ def test_two_stages_of_one_size_are_one(name, config, sampler):
     double = staged(make(name, **config), ((1, 1, 1), (1, 1, 1)), ends=[500 / 999])
     double.set_timesteps([4, 3])
     assert torch.allclose(run(double, x), sampler(x, double), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("DDIMScheduler", "clip_sample"),
+        ("DDIMScheduler", "thresholding"),
+        ("DPMSolverMultistepScheduler", "thresholding"),
+    ],
+)
+def test_stages_clip_nothing(name, option):
+    """A stage's clean estimate may exceed the data's range; the base scheduler's own wish stays in its configuration."""
+    none = {"clip_sample": False, "thresholding": False} if name == "DDIMScheduler" else {"thresholding": False}
+    made = []
+    for wish in (False, True):
+        scheduler = staged(make(name, **STABLE_DIFFUSION, **{**none, option: wish}), BOTH)
+        scheduler.set_timesteps(COUNTS)
+        made.append(run(scheduler, 3 * noise(*COARSE), generator=seeded()))
+        assert scheduler.config[option] is scheduler.base.config[option] is wish
+    assert torch.equal(*made)

@@ -1,6 +1,5 @@
 """PyramidScheduler: a diffusers scheduler that runs another one in each stage and jumps between them (MATH 2, 3)."""
 
-import copy
 import inspect
 import math
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from tpdiff.schedulers.wrapped import (
     load_grid,
     noised,
     scale_of,
+    walker_of,
 )
 
 
@@ -83,7 +83,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             timestep_policy=timestep_policy,
             per_stage_target=per_stage_target,
         )
-        self._walker = self.base if len(self.pyramid) == 1 else copy.deepcopy(self.base)  # walks a stage's own grid
+        self._walker = self.base if len(self.pyramid) == 1 else walker_of(self.base)  # walks a stage's own grid
         self.num_inference_steps: int | None = None
         self.generator: Generators = None
         self._only: int | None = None

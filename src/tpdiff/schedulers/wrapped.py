@@ -98,6 +98,16 @@ def described(base: Any) -> dict:
     return {**config, "_class_name": type(base).__name__}
 
 
+def walker_of(base: Any) -> Any:
+    """A copy of a scheduler to walk stages with. It clips nothing: a stage's clean estimate rightly exceeds the data's
+    range by a share of its high band (MATH 2), so that clipping it would bend the path.
+    """
+    walker = copy.deepcopy(base)
+    clips = [option for option in ("clip_sample", "thresholding") if walker.config.get(option)]
+    walker.register_to_config(**dict.fromkeys(clips, False))
+    return walker
+
+
 def is_flow(base: Any) -> bool:
     """Whether a scheduler's noise levels are flow matching's."""
     config = base.config
