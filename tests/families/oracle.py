@@ -62,10 +62,10 @@ class Oracle:
 
     def pixels(self) -> tuple[int, int, int]:
         """A call's size: long along the axis, the least elsewhere."""
-        t, h, w = (a * b for a, b in zip(self.family.vae_ratio(self.pipe), self.family.patch(self.pipe), strict=True))
         if self.axis == "time":
-            return self.case.size[0], h, w
-        return (1 + t if self.family.causal_vae else t), h, self.case.size[2]
+            return self.case.narrow
+        frames = self.family.vae_ratio(self.pipe)[0] * self.family.patch(self.pipe)[0]
+        return (1 + frames if self.family.causal_vae else frames), self.case.side, self.case.size[2]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The network's forward: the latents' part of the input alone decides."""

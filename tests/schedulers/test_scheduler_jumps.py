@@ -245,7 +245,7 @@ def test_two_stages_of_one_size_are_one(name, config, sampler):
     ],
 )
 def test_stages_clip_nothing(name, option):
-    """A stage's clean estimate may exceed the data's range; the base scheduler's own wish stays in its configuration."""
+    """A stage's clean estimate may exceed the data's range; the base scheduler's wish stays in its configuration."""
     none = {"clip_sample": False, "thresholding": False} if name == "DDIMScheduler" else {"thresholding": False}
     made = []
     for wish in (False, True):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tpdiff.families.models.published import Config, Published, Shape, empty, times, widen_unet
+from tpdiff.families.models.published import Config, Published, Shape, empty, frame_autoencoder, times, widen_unet
 
 TEXT = 77
 _CONFIG = {
@@ -58,18 +58,6 @@ def _embeddings(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     return {"prompt_embeds": text, "negative_prompt_embeds": -text}
 
 
-def _vae() -> Any:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(  # vae/config.json of Stable Diffusion 1.5
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=4,
-    )
-
-
 ADAPTER = Published(
     name="animatediff",
     title="AnimateDiff v2 on Stable Diffusion 1.5",
@@ -81,7 +69,7 @@ ADAPTER = Published(
     inputs=_inputs,
     embeddings=_embeddings,
     widen=widen_unet,
-    vae=_vae,
+    vae=frame_autoencoder,
     latent_channels=4,
     frame_vae=True,
     size=(16, 512, 512),

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from tpdiff.families.models.animatediff import _vae
-from tpdiff.families.models.published import Config, Published, Shape, empty, times, widen_unet
+from tpdiff.families.models.published import Config, Published, Shape, empty, frame_autoencoder, times, widen_unet
 
 TEXT = 77
 _CONFIG = {
@@ -62,7 +61,7 @@ FIRST = Published(
     inputs=_inputs,
     embeddings=_embeddings,
     widen=widen_unet,
-    vae=_vae,
+    vae=frame_autoencoder,
     latent_channels=4,
     frame_vae=True,
     size=(16, 256, 256),

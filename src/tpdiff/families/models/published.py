@@ -152,3 +152,15 @@ def times(shape: tuple[int, ...] = (1,)) -> torch.Tensor:
 def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     """Normal noise on the default device (a shape alone on the meta device)."""
     return torch.randn(*shape, dtype=dtype)
+
+
+def frame_autoencoder() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(  # vae/config.json of Stable Diffusion 1.5
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+    )
