@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +28,14 @@ def plan(
     budget_tflops: Annotated[float | None, typer.Option(help="Suggest steps that take at most so many.")] = None,
     budget_seconds: Annotated[float | None, typer.Option(help="The same; needs --tflops-per-second.")] = None,
     tflops_per_second: Annotated[float | None, typer.Option(help="What your device sustains with the model.")] = None,
+    spectrum: Annotated[
+        Path | None, typer.Option(help="Stages without training: videos to measure --vae on, or what that wrote.")
+    ] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="The model's autoencoder: a folder that save_pretrained wrote.")
+    ] = None,
+    spectrum_out: Annotated[Path, typer.Option(help="Where a measured spectrum goes.")] = Path("spectrum.json"),
+    clips: Annotated[int, typer.Option(help="Videos to measure it on, at most.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Tokens, FLOPs and activation memory of every stage and of whole schedules, against the plain schedule."""
@@ -39,6 +48,8 @@ def plan(
         if budget_seconds <= 0 or budget_tflops is not None:
             raise ValueError(f"give --budget-seconds {budget_seconds:g} above 0, and no --budget-tflops beside it")
         budget_tflops = budget_seconds * tflops_per_second
+    if spectrum is not None and spectrum.is_dir() and vae is None:
+        raise ValueError("--spectrum of a folder of videos needs --vae, the autoencoder whose latents are measured")
     counts = None if steps is None else _steps(steps)
     quiet()
     from dataclasses import replace
@@ -65,10 +76,43 @@ def plan(
         passes = made.passes if guidance else 1
         figures["seconds"] = made.total_tflops * passes / tflops_per_second
         figures["plain_seconds"] = made.plain.tflops * passes / tflops_per_second
+    if spectrum is not None:
+        figures["spectrum"] = _spectrum(made, planning.stage_factors(axes, stages), spectrum, vae, spectrum_out, clips)
     if as_json:
         print(json.dumps(figures, indent=2))
-    else:
-        _show(made, suggested, guidance, tflops_per_second)
+        return
+    _show(made, suggested, guidance, tflops_per_second)
+    if spectrum is not None:
+        _show_spectrum(figures["spectrum"])
+
+
+def _spectrum(
+    made: Plan, factors: list[tuple[int, int, int]], source: Path, vae: str | None, out: Path, clips: int
+) -> dict[str, Any]:
+    """What stages would cost the model's published weights, from a spectrum or from videos to measure it on."""
+    import torch
+
+    from tpdiff.evaluation import spectra
+    from tpdiff.schedulers import schedule_of
+
+    if source.is_dir():
+        assert vae is not None
+        spectra.save_spectrum(spectra.measure_folder(source, vae, made.plain.size, clips=clips), out)
+        source = out
+    scheduler = made.model.pipeline(made.model.build("meta", torch.bfloat16)).scheduler
+    return {"file": str(source), **spectra.advise(spectra.load_spectrum(source), schedule_of(scheduler), factors)}
+
+
+def _show_spectrum(figures: dict[str, Any]) -> None:
+    print(f"without training, by the latents' spectrum ({figures['file']}), dct:")
+    for found in figures["training_free"]:
+        if "refused" in found:
+            said = found["refused"]
+        else:
+            said = ", ".join(f"stage {s['stage']} from t = {s['start']:.3f} to {s['end']:.3f}" for s in found["stages"])
+        print(f"  tolerance {found['tolerance']:g}: {said}")
+    lost = ", ".join(f"{jump['power_lost']:.1%}" for jump in reversed(figures["uniform"]))
+    print(f"  uniform ends would lose {lost} of the strongest missing band's power at the jumps, in turn")
 
 
 def _show(made: Plan, suggested: Plan | None, guidance: bool, rate: float | None) -> None:

@@ -55,17 +55,19 @@ def apply_pyramid(
     """
     thing: Any = pipe
     family = find_family(thing)
-    remove_pyramid(thing)
-    base = thing.scheduler
+    base, told = thing.scheduler, {}
     if isinstance(base, PyramidScheduler):
-        pyramid = base.pyramid if pyramid is None else pyramid
-        steps = base.config.steps if steps is None else steps
+        told = {name: base.config[name] for name in ("timestep_policy", "per_stage_target")}
+        if pyramid is None:
+            pyramid, steps = base.pyramid, base.config.steps if steps is None else steps
         base = base.base
+    if isinstance(thing, _Pyramidal):
+        base, pyramid = thing._pyramid_call.base, pyramid or thing._pyramid_call.pyramid
     if pyramid is None:
         raise ValueError("give a pyramid: the pipeline's scheduler is not a PyramidScheduler that holds one")
     if not isinstance(pyramid, Pyramid):
         pyramid = Pyramid(schedule_of(base), pyramid, causal_time=family.causal_vae)
-    kind = type(thing)
+    kind = type(thing).__mro__[2] if isinstance(thing, _Pyramidal) else type(thing)
     over_time = any(factors[0] > 1 for factors in pyramid.factors)
     if over_time and not pyramid.causal_time and _names(kind) & set(family.first_frame):
         raise ValueError(
@@ -74,7 +76,9 @@ def apply_pyramid(
         )
     family.check(thing, pyramid)
     counts = None if steps is None else split_steps(steps, len(pyramid))
-    thing.scheduler = PyramidScheduler(base, pyramid, counts) if len(pyramid) > 1 else base
+    scheduler = PyramidScheduler(base, pyramid, counts, **told) if len(pyramid) > 1 else base
+    remove_pyramid(thing)  # only now, so that what was refused leaves the pipeline as it was
+    thing.scheduler = scheduler
     thing._pyramid_call = _Call(family, pyramid, counts, base)
     thing.__class__ = type(kind.__name__, (_Pyramidal, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
     return pipe
