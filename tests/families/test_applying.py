@@ -94,6 +94,30 @@ def test_a_saved_pyramidal_pipeline_loads_as_stock_and_is_pyramidal_again(case, 
     torch.testing.assert_close(case.run(loaded), case.run(pipe), atol=1e-4, rtol=1e-4)
 
 
+def test_a_scheduler_that_takes_its_place_is_noticed_and_kept():
+    case = find_case("wan")
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    first = case.run(pipe)
+    pipe.scheduler = other = case.other(case.pipe())
+    with evaluations(case, pipe) as calls, pytest.raises(ValueError, match="apply the pyramid again"):
+        case.run(pipe)
+    assert calls == []
+    apply_pyramid(pipe, TIME, STEPS)
+    assert type(pipe.scheduler.base) is type(other)
+    assert not torch.allclose(case.run(pipe), first, atol=1e-4)
+    assert remove_pyramid(pipe).scheduler is other
+
+
+def test_one_latent_frame_has_no_time_to_halve():
+    """Stages of a causal axis are then of one size, and so is the result."""
+    case = find_case("wan")
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    with evaluations(case, pipe) as calls:
+        made = case.run(pipe, num_frames=1)
+    assert made.shape[2] == 1
+    assert {call.size[0] for call in calls} == {1}
+
+
 def test_a_copy_is_a_pipeline_of_its_own():
     case = find_case("wan")
     pipe = apply_pyramid(case.stageable(), TIME, STEPS)

@@ -1,5 +1,6 @@
 """What cannot be run is refused before any work, with what would do."""
 
+import inspect
 import re
 
 import pytest
@@ -74,6 +75,10 @@ def test_sizes_that_a_network_has_no_positions_for_are_refused(name, axis, wrong
     refused(case, pipe, message, **{axis: wrong})
 
 
+def may_leave_out(case):
+    return inspect.signature(type(case.pipe()).__call__).parameters["height"].default is None
+
+
 def test_a_plain_time_axis_has_legal_lengths_of_its_own():
     """Latent frames in blocks of four from the first on: 1 + 4 (4 n - 1) frames."""
     case = find_case("wan")
@@ -86,16 +91,14 @@ def test_a_plain_time_axis_has_legal_lengths_of_its_own():
     assert made.shape[2] == 4
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if may_leave_out(case)], ids=str)
 def test_sizes_left_out_are_the_pipelines_own(case):
     """And are checked as well."""
     pipe = apply_pyramid(case.stageable(), BOTH if case.over_space else TIME, STEPS)
     usual = find_family(pipe).defaults(pipe)
-    left_out = {name: None for name in ("height", "width") if name in usual}
-    if not left_out:
-        return
     with evaluations(case, pipe) as calls:
         try:
-            case.run(pipe, size=case.size, **left_out)
+            case.run(pipe, height=None, width=None)
         except ValueError as error:
             assert f"{usual['height']} is not" in str(error) or f"{usual['width']} is not" in str(error)
             assert calls == []
@@ -201,7 +204,9 @@ def test_timesteps_of_a_plain_schedule_are_refused(name):
 def test_nothing_is_left_of_a_call_that_failed(case):
     """Neither in the pipeline nor in what the next call makes."""
     pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    between = dict(vars(pipe._pyramid_call))
     made = case.run(pipe)
+    assert vars(pipe._pyramid_call) == between
     network = case.predictors(pipe)[-1]
     left = 3
 
@@ -215,4 +220,8 @@ def test_nothing_is_left_of_a_call_that_failed(case):
     with pytest.raises(RuntimeError, match="out of memory"):
         case.run(pipe)
     handle.remove()
+    assert vars(pipe._pyramid_call) == between
+    assert pipe.scheduler.generator is None
+    pipe.scheduler.set_timesteps(6, mu=1.0 if pipe.scheduler.config.get("use_dynamic_shifting") else None)
+    assert pipe.scheduler.num_inference_steps == sum(STEPS), "all stages again"
     assert torch.equal(case.run(pipe), made)

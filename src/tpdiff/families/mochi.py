@@ -16,6 +16,10 @@ def _patch(pipe: Any) -> Size:
     return 1, pipe.patch_size, pipe.patch_size
 
 
+def _defaults(pipe: Any) -> Mapping[str, int]:
+    return {"height": pipe.default_height, "width": pipe.default_width}
+
+
 def _one_table(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
     """Noise levels come from a table of as many entries as steps; all stages follow that of the whole call."""
     return {"num_inference_steps": options["num_inference_steps"]}
@@ -27,6 +31,7 @@ MOCHI = register_family(
         pipelines=("MochiPipeline",),
         vae_ratio=_vae_ratio,
         patch=_patch,
+        defaults=_defaults,
         stage_options=_one_table,
         positions="learned mixtures of whole numbers, the area scaled to that of training",
     )

@@ -92,7 +92,8 @@ def remove_pyramid(pipe: Pipe) -> Pipe:
     """
     thing: Any = pipe
     if isinstance(thing, _Pyramidal):
-        thing.scheduler = thing._pyramid_call.base
+        if isinstance(thing.scheduler, PyramidScheduler):  # else another was put in its place since, which stays
+            thing.scheduler = thing._pyramid_call.base
         thing.__class__ = type(thing).__mro__[2]
         del thing._pyramid_call
     return pipe
@@ -127,6 +128,8 @@ class _Pyramidal:
         pyramid, family = call.pyramid, call.family
         if len(pyramid) == 1:
             return stock(**options)
+        if not isinstance(self.scheduler, PyramidScheduler):
+            raise ValueError("the scheduler was replaced since apply_pyramid; apply the pyramid again")
         if options.get("timesteps") is not None:
             raise ValueError("timesteps of a plain schedule have no meaning with stages; give steps to apply_pyramid")
         levels = options.get("sigmas")
