@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from recording import evaluations
 from tiny import find_case
 
@@ -159,3 +160,19 @@ def test_a_refused_pyramid_leaves_the_one_that_was_there():
     assert torch.equal(case.run(pipe), before)
     apply_pyramid(pipe, steps=(1, 1, 1))
     assert pipe.scheduler.config.steps == [1, 1, 1]
+
+
+def test_a_new_scheduler_takes_over_the_stages():
+    case = find_case("wan")
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    other = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipe.scheduler = other
+    with pytest.raises(ValueError, match="the scheduler was replaced"):
+        case.run(pipe)
+    apply_pyramid(pipe)
+    assert type(pipe.scheduler.base) is FlowMatchEulerDiscreteScheduler
+    assert pipe.scheduler.config.steps == list(STEPS)
+    fresh = case.stageable()
+    fresh.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    assert torch.equal(case.run(pipe), case.run(apply_pyramid(fresh, TIME, STEPS)))
+    assert remove_pyramid(pipe).scheduler is other

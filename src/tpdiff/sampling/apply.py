@@ -60,9 +60,9 @@ def apply_pyramid(
         told = {name: base.config[name] for name in ("timestep_policy", "per_stage_target")}
         if pyramid is None:
             pyramid, steps = base.pyramid, base.config.steps if steps is None else steps
-        base = base.base
-    if isinstance(thing, _Pyramidal):
-        base, pyramid = thing._pyramid_call.base, pyramid or thing._pyramid_call.pyramid
+        base = thing._pyramid_call.base if isinstance(thing, _Pyramidal) else base.base
+    elif pyramid is None and isinstance(thing, _Pyramidal):
+        pyramid, steps = thing._pyramid_call.pyramid, thing._pyramid_call.counts if steps is None else steps
     if pyramid is None:
         raise ValueError("give a pyramid: the pipeline's scheduler is not a PyramidScheduler that holds one")
     if not isinstance(pyramid, Pyramid):
