@@ -3,9 +3,9 @@
     python benchmarks/alignment_cost.py [--batches 8 64 512] [--elements 16384 1048576] [--max-gib 24] [--json]
 
 Times `tpdiff.pyramid.align_noise`, its inner products and its assignment, and the same pairing from a full distance
-matrix (torch.cdist in float32), taking turns in one run. Clips are stored in bfloat16. Then, at the demo's batch,
-alignment beside the demo network's training step (forward and backward under bfloat16 autocast). Sizes whose memory
-would pass --max-gib are left out and named.
+matrix (torch.cdist in float32), taking turns in one run. Clips are stored in bfloat16. Then, at the batch of
+configs/gameplay.yaml, alignment beside its network's training step (forward and backward under bfloat16 autocast).
+Sizes whose memory would pass --max-gib are left out and named.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tpdiff.recipes import recipe_path
 from tpdiff.training.load_config import load_config
 
 BATCHES = (8, 16, 64, 256, 1024)
-DEMO = load_config(recipe_path("demo"))
-DEMO_BATCH = DEMO.train.batch_size
-DEMO_SHAPE = (3, DEMO.data.frames, DEMO.data.height, DEMO.data.width)
+RECIPE = load_config(recipe_path("gameplay"))
+BATCH = RECIPE.train.batch_size
+SHAPE = (3, RECIPE.data.frames, RECIPE.data.height, RECIPE.data.width)
 ELEMENTS = (1 << 14, 3 * 16 * 32 * 48, 1 << 20)
 ROWS_AT_A_TIME = 8
 GIB = 2**30
@@ -122,12 +122,12 @@ def cost(batch: int, elements: int, rounds: int, max_gib: float) -> Cost:
 
 
 def beside_a_step(rounds: int) -> dict[str, float]:
-    """Milliseconds of alignment and of a training step at the demo's batch, and the former's share of the latter."""
+    """Milliseconds of alignment and of a training step at the recipe's batch, and the former's share of the latter."""
     torch.manual_seed(0)
-    model = VideoDiT(num_classes=4, **DEMO.model.network())
-    video, target = torch.randn(2, DEMO_BATCH, *DEMO_SHAPE)
-    noise = torch.randn(DEMO_BATCH, *DEMO_SHAPE)
-    timestep, labels = torch.rand(DEMO_BATCH), torch.arange(DEMO_BATCH) % 4
+    model = VideoDiT(num_classes=4, **RECIPE.model.network())
+    video, target = torch.randn(2, BATCH, *SHAPE)
+    noise = torch.randn(BATCH, *SHAPE)
+    timestep, labels = torch.rand(BATCH), torch.arange(BATCH) % 4
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -137,7 +137,7 @@ def beside_a_step(rounds: int) -> dict[str, float]:
 
     times = measure({"step": step, "align": lambda: align_noise(video, noise)}, rounds)
     step_ms, align_ms = (1e3 * median(times[name]) for name in ("step", "align"))
-    return {"batch": DEMO_BATCH, "step": step_ms, "align": align_ms, "share": align_ms / step_ms}
+    return {"batch": BATCH, "step": step_ms, "align": align_ms, "share": align_ms / step_ms}
 
 
 def main() -> None:
@@ -162,16 +162,16 @@ def main() -> None:
                 continue
             costs.append(cost(batch, elements, options.rounds, options.max_gib))
             print(costs[-1].line(), file=where, flush=True)
-    demo = beside_a_step(options.rounds)
+    step = beside_a_step(options.rounds)
     print(
-        f"batch {DEMO_BATCH} of the demo: training step {demo['step']:.0f} ms, alignment {demo['align']:.1f} ms, "
-        f"{demo['share']:.2%} of it",
+        f"batch {BATCH} of the gameplay recipe: training step {step['step']:.0f} ms, alignment {step['align']:.1f} ms, "
+        f"{step['share']:.2%} of it",
         file=where,
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
     print(f"peak memory of this process {peak:.1f} GiB", file=where)
     if options.json:
-        figures = {"machine": machine.describe(), "costs": [asdict(c) for c in costs], "demo": demo}
+        figures = {"machine": machine.describe(), "costs": [asdict(c) for c in costs], "training_step": step}
         print(json.dumps({**figures, "left_out": left_out, "peak_gib": peak}, indent=2))
 
 

@@ -34,8 +34,8 @@ from tpdiff.recipes import recipe_path
 from tpdiff.sampling.loop import Denoiser, sample_pyramid
 from tpdiff.training.load_config import load_config
 
-DEMO = load_config(recipe_path("demo"))
-SHAPE = (3, DEMO.data.frames, DEMO.data.height, DEMO.data.width)  # C T H W
+RECIPE = load_config(recipe_path("gameplay"))
+SHAPE = (3, RECIPE.data.frames, RECIPE.data.height, RECIPE.data.width)  # C T H W
 CLASSES = 4
 GUIDANCE = 3.0
 FPS = 8
@@ -69,9 +69,9 @@ class Run:
 
 
 def network(device: torch.device, precision: str) -> VideoDiT:
-    """The demo's network with random weights, also where it starts from zeros."""
+    """The gameplay recipe's network with random weights, also where it starts from zeros."""
     torch.manual_seed(0)
-    model = VideoDiT(in_channels=SHAPE[0], num_classes=CLASSES, **DEMO.model.network())
+    model = VideoDiT(in_channels=SHAPE[0], num_classes=CLASSES, **RECIPE.model.network())
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
