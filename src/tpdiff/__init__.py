@@ -14,11 +14,15 @@ _PUBLIC = {
     "VideoDiT": "tpdiff.models.video_dit",
 }
 
+# What diffusers looks for beside a class named in a saved pipeline, to know how to load it.
+_BESIDE = {"SchedulerMixin": "diffusers.schedulers.scheduling_utils"}
+
 __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when first asked for, so that `tpdiff.pyramid` needs torch alone."""
-    if name not in _PUBLIC:
+    module = (_PUBLIC | _BESIDE).get(name)
+    if module is None:
         raise AttributeError(f"module 'tpdiff' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return getattr(importlib.import_module(module), name)

@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write text (UTF-8) beside `path` and, when it is safely on the disk, give it that name; folders are made."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write text (UTF-8) or bytes beside `path` and, when safely on the disk, give it that name; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with aside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)

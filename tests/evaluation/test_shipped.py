@@ -70,8 +70,8 @@ def test_the_demo_shows_the_models_that_know_its_captions(clips, tmp_path, monke
 
 def test_the_shipped_pair_knows_the_demo_s_captions():
     labels = {name: PyramidPipeline.from_pretrained(folder).config.labels for name, folder in shipped_models().items()}
-    from tpdiff.data.doom import BUTTONS, SCENARIOS
+    from tpdiff.data.doom import PRESSES, SCENARIOS
 
     scene = SCENARIOS[demo.SCENARIO]
-    captions = {f"a marine {BUTTONS[action][1]} in {scene.place}" for action in scene.actions}
+    captions = {f"a marine {PRESSES[action][2]} in {scene.place}" for action in scene.actions}
     assert all(captions <= set(labels[name]) for name in ("gameplay-vanilla", "gameplay-pyramid"))

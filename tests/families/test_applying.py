@@ -8,6 +8,8 @@ from recording import evaluations
 from tiny import find_case
 
 from tpdiff import PyramidScheduler, apply_pyramid, remove_pyramid
+from tpdiff.pyramid import Pyramid
+from tpdiff.schedulers import schedule_of
 
 TIME = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
 TWO = [(1, 1, 1), (4, 1, 1)]
@@ -133,3 +135,27 @@ def test_one_pyramid_serves_many_calls_of_unlike_sizes():
     larger = case.run(pipe, size=(33, 32, 16))
     assert larger.shape[2:] == (9, 4, 2)
     assert torch.equal(case.run(pipe), first)
+
+
+def test_what_the_network_is_told_outlives_a_new_pyramid():
+    case = find_case("wan")
+    pipe = case.stageable()
+    told = {"timestep_policy": "pyramid_flow", "per_stage_target": True}
+    factors = Pyramid(schedule_of(pipe.scheduler), TIME, causal_time=True)
+    pipe.scheduler = PyramidScheduler(pipe.scheduler, factors, STEPS, **told)
+    for pyramid, steps, stages in ((None, None, [2, 1, 1]), (None, (1, 1, 2), [1, 1, 2]), (TWO, (2, 2), [2, 2])):
+        apply_pyramid(pipe, pyramid, steps)
+        assert {name: pipe.scheduler.config[name] for name in told} == told
+        assert pipe.scheduler.config.steps == stages
+    assert len(pipe.scheduler.pyramid) == 2
+
+
+def test_a_refused_pyramid_leaves_the_one_that_was_there():
+    case = find_case("wan")
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    before = case.run(pipe)
+    with pytest.raises(ValueError, match="step counts"):
+        apply_pyramid(pipe, TWO, (1, 1, 1))
+    assert torch.equal(case.run(pipe), before)
+    apply_pyramid(pipe, steps=(1, 1, 1))
+    assert pipe.scheduler.config.steps == [1, 1, 1]

@@ -29,9 +29,10 @@ def named(source: str, own: str = "") -> list[str]:
 def found_in(module: Path) -> list[str]:
     """A family's file may hold the family's own name, and the list of families all of them."""
     source = module.read_text(encoding="utf-8")
-    if module == ROOT / "families" / "base.py":
-        source = "\n".join(line for line in source.splitlines() if not line.startswith("MODULES = "))
-    family = module.parent.name == "families" and module.stem in MODULES
+    if module.name in ("base.py", "__init__.py"):
+        lists = ("MODULES = ", "from tpdiff.families.models import ", "    for module in (")
+        source = "\n".join(line for line in source.splitlines() if not line.startswith(lists))
+    family = ROOT / "families" in module.parents and module.stem in MODULES
     return named(source, module.stem if family else "")
 
 

@@ -2,13 +2,14 @@
 
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from pyramid_reference import BOTH, FLOW, SCHEDULES, SETTINGS, SPACE, TIME, VP, coefficients, noise_map, normal
 
-from tpdiff.pyramid import Pyramid, VariancePreservingSchedule
+from tpdiff.pyramid import Pyramid, VariancePreservingSchedule, positions
 
 # MATH 3's table: three stages, uniform ends at 2/3 and 1/3. Into k=1, then into k=0.
 GOLDEN_FLOW = [
@@ -173,7 +174,13 @@ def test_times_out_of_order_range_or_number_are_refused(name, times, complaint):
         ([(1, 1, 1), (2, 2, 2), (4, 1, 1)], "must not shrink"),
         ([(1, 1, 1), (0, 1, 1)], "whole"),
         ([(1, 1, 1), (-2, 1, 1)], "whole"),
-        ([(1, 1, 1), (1.5, 1, 1)], "whole"),
+        ([(1, 1, 1), (1.5, 1, 1)], "haar resizes by whole ratios.*frames has ratio 1.5"),
+        ([(1, 1, 1), (math.inf, 1, 1)], "whole"),
+        ([(1, 1, 1), (math.nan, 1, 1)], "whole"),
+        ([(1, 1, 1), (1, 0.75, 1)], "whole"),
+        ([(1, 1, 1), (1, 1.333, 1)], "height has stride 1.333, which is no simple fraction .*; the nearest is 4/3"),
+        ([(1, 1, 1), (Fraction(301, 200), 1, 1)], "num_frames has stride 301/200, which is no simple fraction"),
+        ([(1, 1, 1), (1.5, 1.5, 1), (3, 1.25, 1)], r"must not shrink .*\(1.5, 1.5, 1\), \(3, 1.25, 1\)"),
         ([(1, 1, 1), (2, 1)], "whole"),
         ([(1, 1, 1), (2, 1, 1), (3, 1, 1)], "haar resizes by whole ratios.*frames has ratio 1.5"),
         ([(1, 1, 1), (1, 2, 2), (1, 2, 5)], "haar resizes by whole ratios.*width has ratio 2.5"),
@@ -182,6 +189,18 @@ def test_times_out_of_order_range_or_number_are_refused(name, times, complaint):
 def test_illegal_factors_are_refused(factors, complaint):
     with pytest.raises(ValueError, match=complaint):
         Pyramid(FLOW, factors)
+
+
+@pytest.mark.parametrize(
+    ("resize", "complaint"),
+    [
+        ("linear", "linear resizes by whole ratios from stage to stage; height has ratio 1.5"),
+        ("db2", "db2 resizes by powers of two from stage to stage; height has ratio 1.5"),
+    ],
+)
+def test_fractional_strides_are_for_operators_that_can(resize, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Pyramid(FLOW, [(1, 1, 1), (1, 1.5, 1.5)], resize=resize)
 
 
 def test_an_unknown_operator_is_refused():
@@ -249,6 +268,65 @@ def test_stage_shapes_follow_the_resized_latents():
         causal.stage_shape((1, 4, 20, 3, 3), 0)
     with pytest.raises(ValueError, match="expected a shape"):
         plain.stage_shape((16, 8, 12, 20), 0)
+
+
+THIRDS = [(1, 1, 1), (1, 1.5, 1.5), (1, 3, 3)]
+
+
+def test_fractional_strides_come_out_whole_at_every_stage():
+    pyramid = Pyramid(FLOW, THIRDS, resize="dct")
+    assert pyramid.multiples == (1, 3, 3)
+    assert [pyramid.stage_shape((2, 4, 5, 12, 18), k)[2:] for k in range(3)] == [(5, 12, 18), (5, 8, 12), (5, 4, 6)]
+    x = normal(1, 1, 5, 12, 18)
+    assert [tuple(pyramid.down(x, k).shape[2:]) for k in range(3)] == [(5, 12, 18), (5, 8, 12), (5, 4, 6)]
+    assert pyramid.up(pyramid.down(x, 1), 0).shape == x.shape
+    assert pyramid.block(0) == pytest.approx(2.25)
+    assert pyramid.block(1) == pytest.approx(4)
+    with pytest.raises(ValueError, match=r"height 13 is not a multiple of 3 \(3 pyramid\); nearest: 12 or 15"):
+        pyramid.check_shape((1, 4, 5, 13, 18))
+    mixed = Pyramid(FLOW, [(1, 1, 1), (4 / 3, 1.5, 1), (4, 2.5, 1)], resize="dct")
+    assert mixed.multiples == (4, 15, 1)  # 4/3 and 4; 3/2 and 5/2
+    assert [mixed.stage_shape((1, 1, 8, 30, 1), k)[2:4] for k in range(3)] == [(8, 30), (6, 20), (2, 12)]
+
+
+def test_a_causal_time_axis_takes_fractional_strides_after_its_first_frame():
+    pyramid = Pyramid(FLOW, [(1, 1, 1), (1.5, 1, 1), (3, 1, 1)], resize="dct", causal_time=True)
+    x = normal(1, 2, 13, 1, 1)
+    assert [pyramid.stage_shape(x.shape, k)[2] for k in range(3)] == [13, 9, 5]
+    assert [pyramid.down(x, k).shape[2] for k in range(3)] == [13, 9, 5]
+    torch.testing.assert_close(pyramid.down(x, 2)[:, :, 0], x[:, :, 0])
+    with pytest.raises(ValueError, match=r"num_frames 12 is not 1 \+ a multiple of 3 .*nearest: 10 or 13"):
+        pyramid.check_shape((1, 2, 12, 1, 1))
+    for k, stage in enumerate(pyramid.stages):  # the mean place of the frames is the same at every stage
+        where = positions(pyramid.stage_shape(x.shape, k)[2], stage.factors[0], causal=True)
+        assert where[0] == 0
+        assert where[1:].mean() == pytest.approx(6.5)
+
+
+def test_whole_strides_stay_whole_and_fractions_are_read_as_meant():
+    strides = [(1, 1, 1), (1.0, Fraction(3, 2), 4 / 3), (Fraction(2), 3, 20 / 3)]
+    pyramid = Pyramid(FLOW, strides, resize="dct")
+    assert pyramid.factors == ((1, 1, 1), (1, 1.5, 4 / 3), (2, 3, 20 / 3))
+    assert [type(f) for f in pyramid.stages[1].factors] == [int, float, float]
+    assert pyramid.ratio(1) == (2, 2, 5)  # 20/3 over 4/3 is not 5 in floats
+    again = Pyramid.from_config(json.loads(json.dumps(pyramid.config())))
+    assert again.factors == pyramid.factors
+    assert again.multiples == pyramid.multiples == (2, 3, 20)
+    assert [type(f) for f in again.stages[2].factors] == [int, int, float]
+
+
+def test_stages_whose_both_levels_are_known_may_overlap_as_far_as_they_like():
+    """A coarse stage may end cleaner than the finer one does, in its own terms, so long as each has somewhere to go."""
+    ends, starts = [0.5, 0.45], [0.67, 0.63]
+    with pytest.raises(ValueError, match="ends must rise strictly"):
+        Pyramid(FLOW, SPACE, ends=ends)
+    pyramid = Pyramid(FLOW, SPACE, ends=ends, starts=starts)
+    assert [(s.start, s.end) for s in pyramid.stages] == [(0.67, 0.0), (0.63, 0.5), (1.0, 0.45)]
+    assert Pyramid.from_config(json.loads(json.dumps(pyramid.config()))).stages == pyramid.stages
+    with pytest.raises(ValueError, match=r"stage 1 must start noisier than it ends; it runs from t = 0\.63 to 0\.64"):
+        Pyramid(FLOW, SPACE, ends=[0.64, 0.45], starts=[0.79, 0.63])
+    with pytest.raises(ValueError, match=r"ends must lie inside \(0, 1\)"):
+        Pyramid(FLOW, SPACE, ends=[0.5, 1.0], starts=starts)
 
 
 def test_zero_terminal_snr_moves_only_the_last_level_to_pure_noise():

@@ -35,6 +35,7 @@ def demo(
     with Bar(console=console, transient=True) as bar:
         task = bar.add_task("recording VizDoom gameplay")
         data = record(out, lambda done, total: bar.update(task, completed=done, total=total))
+    console.print("encoding the clips")
     arms = build_arms(out, data, seconds, overrides or ())
     console.print(
         f"{len(arms.dataset)} clips of {len(arms.dataset.captions)} captions; "

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,20 +20,20 @@ from tpdiff.pyramid.steps import split_steps
 from tpdiff.recipes import recipe_path
 from tpdiff.sampling.loop import Progress
 from tpdiff.sampling.pipeline import PyramidPipeline
-from tpdiff.shipped import card, shipped_models
+from tpdiff.shipped import card, shipped_autoencoder, shipped_models
 from tpdiff.training.config import Config
 from tpdiff.training.load_config import load_config
 from tpdiff.training.setup import open_dataset
 from tpdiff.training.trainer import Trainer
 
 SCENARIO = "basic"
-CLIPS, CLIP_FRAMES, SIZE = 300, 33, (32, 48)
+CLIPS, CLIP_FRAMES, SIZE, PACE = 1000, 16, (48, 64), 0.25
 LABELS = {"vanilla": "Vanilla diffusion", "pyramid": "Temporal pyramid"}
 METHODS = {"vanilla": "vanilla", "pyramid": "stagewise"}
 STEPS = 30
 GUIDANCE = 2.0
 SHOWN = 4
-TIMED = 160  # clips sampled together when sampling is timed, so that a full-size step takes long enough to measure
+TIMED = 80  # clips sampled together when sampling is timed, so that a full-size step takes long enough to measure
 POINTS = 1500
 NOT_TRAINING = 200.0
 Say = Callable[[str], None]
@@ -52,18 +53,19 @@ def training_seconds(minutes: float) -> float:
 
 def record(out: Path, progress: Callable[[int, int], None] | None = None, clips: int = CLIPS) -> Path:
     """Gameplay of one scenario as captioned mp4s under `out`/data."""
-    return record_doom(
-        out / "data", clips=clips, frames=CLIP_FRAMES, scenario=SCENARIO, size=SIZE, progress=progress
-    ).folder
+    options: dict[str, Any] = {"frames": CLIP_FRAMES, "size": SIZE, "frame_skip": 1, "pace": PACE}
+    return record_doom(out / "data", clips=clips, scenario=SCENARIO, progress=progress, **options).folder
 
 
 def build_arms(out: Path, data: Path, seconds: float, overrides: Sequence[str] = ()) -> Arms:
-    """Both arms, new or as they were left."""
-    common = [f"data.path={data}", f"train.seconds={seconds:g}", *overrides]
+    """Both arms, new or as they were left, their clips' latents at hand."""
+    common = [f"data.path={data}", f"data.cache_dir={out / 'latents'}", f"train.seconds={seconds:g}"]
+    common += [f"model.autoencoder={shipped_autoencoder()}", *overrides]
     recipe = recipe_path("demo")
     configs = {name: load_config(recipe, [*common, f"train.method={m}"]) for name, m in METHODS.items()}
     arms = Arms(configs, out)
     _held_out(configs["vanilla"], arms.dataset.captions[:SHOWN])
+    arms.trainers["vanilla"].latents.encode_ahead(arms.dataset)
     return arms
 
 

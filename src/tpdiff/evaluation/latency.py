@@ -30,7 +30,7 @@ def _cpu_attention_backward(
     return 2 * _cpu_attention(query, key, value)
 
 
-_CPU_FORMULAS = {
+ATTENTION_FORMULAS: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
 }
@@ -41,7 +41,7 @@ def count_flops(fn: Callable[[], object]) -> int:
 
     Element-wise work is not counted. Runs `fn` once.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_CPU_FORMULAS)
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_FORMULAS)
     with counter:
         fn()
     return int(counter.get_total_flops())
@@ -90,14 +90,15 @@ def measure(
 
 
 def _seconds(fn: Callable[[], object]) -> float:
-    _synchronize()
+    wait()
     begin = time.perf_counter()
     fn()
-    _synchronize()
+    wait()
     return time.perf_counter() - begin
 
 
-def _synchronize() -> None:
+def wait() -> None:
+    """Until the GPU, where one is in use, has done all it was given."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 

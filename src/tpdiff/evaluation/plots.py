@@ -1,4 +1,4 @@
-"""Loss curves as SVG that stands inside a page and takes the page's text colour."""
+"""Loss curves as SVG that stands inside a page and takes the page's text colour; a bench as a picture."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tpdiff.evaluation.results import ArmResult, LossPoint
+from tpdiff.files import write_whole
+
+if TYPE_CHECKING:
+    from tpdiff.evaluation.bench import Bench
 
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#e11d48")  # readable on white and on near-black
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
@@ -49,6 +54,46 @@ def loss_panels(arms: Sequence[ArmResult]) -> list[LossPanel]:
                 title += " (coarsest)" if stage == stages[0] else " (finest)"
             panels.append(_panel(title, points, span, COLORS[index % len(COLORS)]))
     return panels
+
+
+def bench_picture(bench: Bench, path: Path) -> None:
+    """Seconds of one sampling, plain and pyramidal, the latter by stage, and what was planned, to a PNG file.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('plots need matplotlib: pip install "tpdiff[report]"') from error
+
+    plain, pyramid = (row.median for row in bench.rows)
+    plan = bench.plan
+    figure = Figure(figsize=(7.5, 2.6), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    axes.barh("plain", plain, color="#94a3b8")
+    axes.text(plain, 0, f" {plain:.3g} s", va="center")
+    left = 0.0
+    for place, (stage, seconds) in enumerate(zip(plan.stages, bench.step_seconds, strict=True)):
+        spent = seconds * stage.steps
+        label = f"stage {stage.stage}: {stage.steps} steps, {stage.tokens:,} tokens"
+        axes.barh("pyramid", spent, left=left, color=COLORS[place % len(COLORS)], label=label)
+        left += spent
+    axes.barh("pyramid", max(pyramid - left, 0), left=left, color="#cbd5e1", label="all else")
+    axes.text(max(pyramid, left), 1, f" {pyramid:.3g} s, {plain / pyramid:.2f}x", va="center")
+    axes.axvline(plain / plan.speedup, color="#0f172a", linestyle=":", label=f"planned, {plan.speedup:.2f}x")
+    axes.set_xlim(0, max(plain, pyramid) * 1.18)
+    axes.set_xlabel(f"seconds of one sampling without text encoder and VAE, {bench.device}")
+    axes.set_title(f"{plan.model.title}, random weights, {'x'.join(map(str, plan.plain.size))}", loc="left", fontsize=9)
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower left", ncols=3, fontsize=7, frameon=False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, file.getvalue())
 
 
 def smooth(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:

@@ -44,7 +44,7 @@ class StageView:
     """
 
     stage: int
-    factors: tuple[int, int, int]
+    factors: tuple[float, float, float]
     frames: int
     height: int
     width: int

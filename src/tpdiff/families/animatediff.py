@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tpdiff.families.base import Family, Size, register_family
+from tpdiff.pyramid.operators import Ratio
 
 
 def _vae_ratio(pipe: Any) -> Size:
@@ -24,7 +25,7 @@ def _limits(pipe: Any) -> Mapping[str, tuple[int, int]]:
     return {"num_frames": (1, pipe.unet.config.motion_max_seq_length)}
 
 
-def _own_noise(pipe: Any, factors: Size, options: Mapping[str, Any]) -> dict[str, Any]:
+def _own_noise(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse noise that is not white: stages take over latents, and their noise, from one another.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tpdiff.pyramid.operators import Ratio
 from tpdiff.pyramid.stages import Pyramid
 
 Size = tuple[int, int, int]
@@ -28,7 +29,7 @@ def _anything(pipe: Any, pyramid: Pyramid) -> None:
     pass
 
 
-def _nothing(pipe: Any, factors: Size, options: Mapping[str, Any]) -> dict[str, Any]:
+def _nothing(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
@@ -66,7 +67,7 @@ class Family:
     limits: Callable[[Any], Mapping[str, tuple[int, int]]] = lambda pipe: {}
     unpack: Callable[[Any, Tensor, Shape], Tensor] = _as_they_are
     pack: Callable[[Any, Tensor, Shape], Tensor] = _as_they_are
-    stage_options: Callable[[Any, Size, Mapping[str, Any]], dict[str, Any]] = _nothing
+    stage_options: Callable[[Any, Ratio, Mapping[str, Any]], dict[str, Any]] = _nothing
     given_latents: Callable[[Any, Any, Tensor], Any] | None = None
     check: Callable[[Any, Pyramid], None] = _anything
     positions: str = "whole numbers at every stage's own size"

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from tpdiff.families.base import Family, Shape, Size, register_family
+from tpdiff.pyramid.operators import Ratio
 
 
 def _vae_ratio(pipe: Any) -> Size:
@@ -28,7 +29,7 @@ def _pack(pipe: Any, latents: Tensor, shape: Shape) -> Tensor:
     return pipe._pack_latents(latents, side, t)
 
 
-def _slower(pipe: Any, factors: Size, options: Mapping[str, Any]) -> dict[str, Any]:
+def _slower(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
     """A stage with every second frame shows half as many a second."""
     return {"frame_rate": options["frame_rate"] / factors[0]}
 

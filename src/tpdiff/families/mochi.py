@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tpdiff.families.base import Family, Size, register_family
+from tpdiff.pyramid.operators import Ratio
 
 
 def _vae_ratio(pipe: Any) -> Size:
@@ -19,7 +20,7 @@ def _defaults(pipe: Any) -> Mapping[str, int]:
     return {"height": pipe.default_height, "width": pipe.default_width}
 
 
-def _one_table(pipe: Any, factors: Size, options: Mapping[str, Any]) -> dict[str, Any]:
+def _one_table(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
     """Noise levels come from a table of as many entries as steps; all stages follow that of the whole call."""
     return {"num_inference_steps": options["num_inference_steps"]}
 

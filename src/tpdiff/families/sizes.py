@@ -11,16 +11,20 @@ from tpdiff.pyramid.geometry import AXIS_NAMES, check_video_size
 from tpdiff.pyramid.stages import Pyramid
 
 
-def stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, options: Mapping[str, Any]) -> list[Size]:
-    """(num_frames, height, width) in pixels of every stage, finest first.
+def full_size(pipe: Any, family: Family, options: Mapping[str, Any]) -> Size:
+    """(num_frames, height, width) in pixels that a call with these arguments asks for."""
+    usual = family.defaults(pipe)
+    wanted = [options.get(name) or usual.get(name) for name in AXIS_NAMES]
+    frames, height, width = (int(value) for value in wanted)  # type: ignore[arg-type]
+    return frames, height, width
+
+
+def stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> list[Size]:
+    """(num_frames, height, width) in pixels of every stage, finest first, from the full size.
 
     Raises:
         ValueError: a size that the autoencoder, the patches or some stage cannot hold, with the nearest legal one.
     """
-    usual = family.defaults(pipe)
-    wanted = [options.get(name) or usual.get(name) for name in AXIS_NAMES]
-    frames, height, width = (int(value) for value in wanted)  # type: ignore[arg-type]
-    size = (frames, height, width)
     _check_limits(pipe, family, pyramid, size)
     _check_whole(pipe, family, pyramid, size, (0, 1, 2))
     full = (1, 1, *family.latent_size(pipe, size))

@@ -1,4 +1,7 @@
-"""The mathematics of pyramidal diffusion: schedules, stages, targets, jumps, alignment. Torch, SciPy and PyWavelets."""
+"""The mathematics of pyramidal diffusion: schedules, stages, targets, jumps, alignment, spectra.
+
+Torch, SciPy and PyWavelets only.
+"""
 
 from tpdiff.pyramid.alignment import align, align_noise
 from tpdiff.pyramid.geometry import check_axis, check_video_size
@@ -11,6 +14,8 @@ from tpdiff.pyramid.schedule import (
     VariancePreservingSchedule,
     schedule_from_config,
 )
+from tpdiff.pyramid.spectral import boundaries, power_lost, spectral_pyramid
+from tpdiff.pyramid.spectrum import Spectrum, measure_spectrum
 from tpdiff.pyramid.stages import Pyramid, Stage
 from tpdiff.pyramid.targets import (
     PREDICTION_TYPES,
@@ -26,17 +31,22 @@ __all__ = [
     "Level",
     "Pyramid",
     "Schedule",
+    "Spectrum",
     "Stage",
     "StagePair",
     "VariancePreservingSchedule",
     "align",
     "align_noise",
+    "boundaries",
     "check_axis",
     "check_prediction_type",
     "check_video_size",
+    "measure_spectrum",
     "positions",
+    "power_lost",
     "prediction_target",
     "randn",
     "sample_and_noise",
     "schedule_from_config",
+    "spectral_pyramid",
 ]

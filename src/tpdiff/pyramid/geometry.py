@@ -1,10 +1,60 @@
-"""Legal sizes: every stage of a pyramid must come out whole, and be told so before any work."""
+"""Legal strides and sizes: every stage of a pyramid must come out whole, and be told so before any work."""
 
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from itertools import pairwise
 
 AXIS_NAMES = ("num_frames", "height", "width")
+LARGEST_DENOMINATOR = 64  # of a stride: a float is read as the nearest fraction up to here
+
+Strides = tuple[Fraction, Fraction, Fraction]
+
+
+def exact_strides(factors: Sequence[Sequence[float | Fraction]]) -> tuple[Strides, ...]:
+    """(T, H, W) stride of each stage against full size, finest first, as exact fractions.
+
+    Args:
+        factors: each stride an int, a `Fraction`, or a float within rounding of a simple fraction (1.5, 4 / 3).
+
+    Raises:
+        ValueError: a stride below 1 or of no simple fraction, a finest stage that is not (1, 1, 1), or strides that
+            shrink.
+    """
+    exact: list[Strides] = []
+    for stage in factors:
+        if len(stage) != 3 or not all(1 <= f < math.inf for f in stage):
+            raise ValueError(
+                f"factors are (T, H, W) strides >= 1, whole or fractions, finest stage first; got {list(factors)}"
+            )
+        t, h, w = (_simple_fraction(f, name) for f, name in zip(stage, AXIS_NAMES, strict=True))
+        exact.append((t, h, w))
+    if not exact or exact[0] != (1, 1, 1):
+        raise ValueError(f"the finest stage's factors must be (1, 1, 1); got {list(factors)}")
+    for fine, coarse in pairwise(exact):
+        if any(c < f for f, c in zip(fine, coarse, strict=True)):
+            raise ValueError(
+                f"factors must not shrink from stage to stage, finest first; got {[plain_strides(s) for s in exact]}"
+            )
+    return tuple(exact)
+
+
+def plain_strides(strides: Strides) -> tuple[float, float, float]:
+    """The strides as plain numbers: int where whole, else float."""
+    t, h, w = (int(f) if f.denominator == 1 else float(f) for f in strides)
+    return t, h, w
+
+
+def _simple_fraction(value: float | Fraction, axis: str) -> Fraction:
+    stride = Fraction(value if isinstance(value, numbers.Rational) else float(value))
+    simple = stride.limit_denominator(LARGEST_DENOMINATOR)
+    if abs(simple - stride) > 1e-6:
+        raise ValueError(
+            f"{axis} has stride {value}, which is no simple fraction (denominator up to {LARGEST_DENOMINATOR}); "
+            f"the nearest is {simple}"
+        )
+    return simple
 
 
 def check_axis(

@@ -1,6 +1,7 @@
 """Resizing between stages, on a plain or a causal time axis (MATH 4)."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -49,7 +50,10 @@ class Resizer:
         return alone + ([(rest, ratio)] if rest.shape[2] else [])
 
 
-def ratio_between(fine: Sequence[float], coarse: Sequence[float]) -> Ratio:
-    """The (T, H, W) ratio from a stage of strides `fine` to the next coarser of strides `coarse`."""
-    t, h, w = (c / f for f, c in zip(fine, coarse, strict=True))
+def ratio_between(fine: Sequence[Fraction], coarse: Sequence[Fraction]) -> Ratio:
+    """The (T, H, W) ratio from a stage of strides `fine` to the next coarser of strides `coarse`.
+
+    Divided as fractions: in floats 20/3 over 4/3 is not 5.
+    """
+    t, h, w = (float(c / f) for f, c in zip(fine, coarse, strict=True))
     return t, h, w

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from tpdiff.pyramid.geometry import AXIS_NAMES, check_axis
+from tpdiff.pyramid.geometry import AXIS_NAMES, check_axis, exact_strides, plain_strides
 from tpdiff.pyramid.jump import check_feasible, jump, jump_coefficient, roll_back, roll_forward
 from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.operators import Ratio
@@ -23,13 +24,13 @@ class Stage:
 
     Attributes:
         index: k, 0 the finest.
-        factors: (T, H, W) stride against full size.
+        factors: (T, H, W) stride against full size; whole ones are ints.
         start_level: the noisy level s_k.
         end_level: the clean level e_k.
     """
 
     index: int
-    factors: tuple[int, int, int]
+    factors: tuple[float, float, float]
     start_level: Level
     end_level: Level
 
@@ -49,10 +50,12 @@ class Pyramid:
 
     Args:
         schedule: the base method's noise schedule.
-        factors: (T, H, W) stride of each stage against full size, finest first; the finest is (1, 1, 1).
+        factors: (T, H, W) stride of each stage against full size, finest first; the finest is (1, 1, 1). Strides
+            may be fractions (1.5, Fraction(4, 3)) where the operator can resize by their ratios: "dct" can.
         ends: e_1 .. e_{S-1}, so ends[k-1] = e_k, rising in (0, 1); each start follows by the roll-back.
             None, with `starts` None too: uniform, e_k = k / S.
-        starts: s_0 .. s_{S-2}; each end follows. Give both only where both are known; they are then checked.
+        starts: s_0 .. s_{S-2}; each end follows. Give both only where both are known: they are then checked, and
+            need not rise, since stages may overlap in t as far as they like.
         resize: the resizing operator: "haar", "dct", "linear", or an orthogonal wavelet such as "db2".
         causal_time: the time axis is 1 + n frames and its first frame is never merged.
 
@@ -63,7 +66,7 @@ class Pyramid:
     def __init__(
         self,
         schedule: Schedule,
-        factors: Sequence[Sequence[int]] = ((1, 1, 1),),
+        factors: Sequence[Sequence[float | Fraction]] = ((1, 1, 1),),
         *,
         ends: Sequence[float] | None = None,
         starts: Sequence[float] | None = None,
@@ -71,7 +74,8 @@ class Pyramid:
         causal_time: bool = False,
     ):
         self.schedule = schedule
-        self.factors = _check_factors(factors)
+        self._strides = exact_strides(factors)
+        self.factors = tuple(plain_strides(strides) for strides in self._strides)
         self.resizer = Resizer(resize, causal_time)
         self.causal_time = causal_time
         for k in range(len(self.factors) - 1):
@@ -85,8 +89,9 @@ class Pyramid:
         count = len(self.factors)
         if ends is None and starts is None:
             ends = [k / count for k in range(1, count)]
-        end_levels = self._levels("ends", ends)
-        start_levels = self._levels("starts", starts)
+        rising = ends is None or starts is None
+        end_levels = self._levels("ends", ends, rising)
+        start_levels = self._levels("starts", starts, rising)
         if start_levels is None:
             assert end_levels is not None
             start_levels = [roll_back(e, self.block(k), self.schedule) for k, e in enumerate(end_levels)]
@@ -105,21 +110,22 @@ class Pyramid:
         parts = zip(self.factors, all_starts, all_ends, strict=True)
         return tuple(Stage(k, f, s, e) for k, (f, s, e) in enumerate(parts))
 
-    def _levels(self, name: str, times: Sequence[float] | None) -> list[Level] | None:
+    def _levels(self, name: str, times: Sequence[float] | None, rising: bool = True) -> list[Level] | None:
         if times is None:
             return None
         wanted = len(self.factors) - 1
         if len(times) != wanted:
             raise ValueError(f"{name} has {len(times)} times; {len(self.factors)} stages need {wanted}")
-        if any(not 0 < t < 1 for t in times) or any(b <= a for a, b in pairwise(times)):
-            raise ValueError(f"{name} must rise strictly inside (0, 1), finest stage first; got {list(times)}")
+        if any(not 0 < t < 1 for t in times) or (rising and any(b <= a for a, b in pairwise(times))):
+            must = "rise strictly" if rising else "lie"
+            raise ValueError(f"{name} must {must} inside (0, 1), finest stage first; got {list(times)}")
         return [self.schedule.level(float(t)) for t in times]
 
     # Sizes
 
     def ratio(self, k: int) -> Ratio:
         """(T, H, W) ratio of the jump from stage k+1 into stage k."""
-        return ratio_between(self.factors[k], self.factors[k + 1])
+        return ratio_between(self._strides[k], self._strides[k + 1])
 
     def block(self, k: int) -> float:
         """d of the jump into stage k: fine elements per coarse element (the nominal one on a causal axis)."""
@@ -127,8 +133,12 @@ class Pyramid:
 
     @property
     def multiples(self) -> tuple[int, int, int]:
-        """(T, H, W): what full size must be a multiple of for every stage to come out whole."""
-        t, h, w = (math.lcm(*(stage[axis] for stage in self.factors)) for axis in range(3))
+        """(T, H, W): what full size must be a multiple of for every stage to come out whole.
+
+        N elements at stride p/q are N q / p: whole where p, in lowest terms, divides N. On a causal axis N counts
+        the elements after the first.
+        """
+        t, h, w = (math.lcm(*(stage[axis].numerator for stage in self._strides)) for axis in range(3))
         return t, h, w
 
     def stage_shape(self, shape: Sequence[int], k: int) -> tuple[int, ...]:
@@ -138,9 +148,9 @@ class Pyramid:
             ValueError: a size that some stage cannot hold, with the nearest legal ones.
         """
         self.check_shape(shape)
-        t, h, w = self.factors[k]
-        frames = 1 + (shape[2] - 1) // t if self.causal_time else shape[2] // t
-        return (shape[0], shape[1], frames, shape[3] // h, shape[4] // w)
+        t, h, w = self._strides[k]
+        alone = int(self.causal_time)
+        return (shape[0], shape[1], alone + int((shape[2] - alone) / t), int(shape[3] / h), int(shape[4] / w))
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Refuse a full-size shape (B, C, T, H, W) that some stage cannot hold.
@@ -156,7 +166,7 @@ class Pyramid:
 
     def down(self, x: Tensor, k: int) -> Tensor:
         """D_k x: full size (B, C, T, H, W) -> stage k."""
-        return self.resizer.down(x, ratio_between((1, 1, 1), self.factors[k]))
+        return self.resizer.down(x, ratio_between(self._strides[0], self._strides[k]))
 
     def up(self, x: Tensor, k: int) -> Tensor:
         """U x: stage k+1 (B, C, T, H, W) -> stage k."""
@@ -252,17 +262,3 @@ class Pyramid:
         """The pyramid that `config` described."""
         options = {name: config[name] for name in ("factors", "ends", "starts", "resize", "causal_time")}
         return cls(schedule_from_config(config["schedule"]), **options)
-
-
-def _check_factors(factors: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
-    checked = []
-    for stage in factors:
-        if len(stage) != 3 or any(f < 1 or f != int(f) for f in stage):
-            raise ValueError(f"factors are whole (T, H, W) strides >= 1, finest stage first; got {list(factors)}")
-        checked.append((int(stage[0]), int(stage[1]), int(stage[2])))
-    if not checked or checked[0] != (1, 1, 1):
-        raise ValueError(f"the finest stage's factors must be (1, 1, 1); got {list(factors)}")
-    for fine, coarse in pairwise(checked):
-        if any(c < f for f, c in zip(fine, coarse, strict=True)):
-            raise ValueError(f"factors must not shrink from stage to stage, finest first; got {checked}")
-    return tuple(checked)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from tpdiff.families import Family, find_family
 from tpdiff.families.base import Size
-from tpdiff.families.sizes import check_latents, stage_sizes
+from tpdiff.families.sizes import check_latents, full_size, stage_sizes
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
+from tpdiff.sampling.acceleration import check_caches, staged_caches
+from tpdiff.sampling.parallel import check_parallel
 from tpdiff.schedulers import PyramidScheduler, schedule_of
 
 Pipe = TypeVar("Pipe")
@@ -52,17 +55,21 @@ def apply_pyramid(
     """
     thing: Any = pipe
     family = find_family(thing)
-    remove_pyramid(thing)
-    base = thing.scheduler
+    base, told = thing.scheduler, {}
     if isinstance(base, PyramidScheduler):
-        pyramid = base.pyramid if pyramid is None else pyramid
-        steps = base.config.steps if steps is None else steps
+        told = {name: base.config[name] for name in ("timestep_policy", "per_stage_target")}
+        if pyramid is None:
+            pyramid, steps = base.pyramid, base.config.steps if steps is None else steps
         base = base.base
+    if isinstance(thing, _Pyramidal):
+        pyramid = pyramid or thing._pyramid_call.pyramid
+        if isinstance(thing.scheduler, PyramidScheduler):
+            base = thing._pyramid_call.base
     if pyramid is None:
         raise ValueError("give a pyramid: the pipeline's scheduler is not a PyramidScheduler that holds one")
     if not isinstance(pyramid, Pyramid):
         pyramid = Pyramid(schedule_of(base), pyramid, causal_time=family.causal_vae)
-    kind = type(thing)
+    kind = type(thing).__mro__[2] if isinstance(thing, _Pyramidal) else type(thing)
     over_time = any(factors[0] > 1 for factors in pyramid.factors)
     if over_time and not pyramid.causal_time and _names(kind) & set(family.first_frame):
         raise ValueError(
@@ -71,7 +78,9 @@ def apply_pyramid(
         )
     family.check(thing, pyramid)
     counts = None if steps is None else split_steps(steps, len(pyramid))
-    thing.scheduler = PyramidScheduler(base, pyramid, counts) if len(pyramid) > 1 else base
+    scheduler = PyramidScheduler(base, pyramid, counts, **told) if len(pyramid) > 1 else base
+    remove_pyramid(thing)  # only now, so that what was refused leaves the pipeline as it was
+    thing.scheduler = scheduler
     thing._pyramid_call = _Call(family, pyramid, counts, base)
     thing.__class__ = type(kind.__name__, (_Pyramidal, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
     return pipe
@@ -131,12 +140,15 @@ class _Pyramidal:
         )
         options["num_inference_steps"] = sum(counts)
         guidance = _each_stage(options.get("guidance_scale"), len(pyramid))
-        sizes = stage_sizes(self, family, pyramid, options)
+        size, evaluations = full_size(self, family, options), self.evaluations(counts)
+        sizes = stage_sizes(self, family, pyramid, size)
         check_latents(self, family, sizes[-1], options.get("latents"))
+        check_caches(self, evaluations)
+        check_parallel(self, family, partial(stage_sizes, self, family, pyramid), size, options.get("generator"))
         counting = _counting(options)
         self.scheduler.generator = options.get("generator")
         result: Any = None
-        with _in_stages(self, sum(self.evaluations(counts))):
+        with _in_stages(self, sum(evaluations)), staged_caches(self, evaluations) as enter:
             done = 0
             for place, (count, scale) in enumerate(zip(counts, guidance, strict=True)):
                 k = len(pyramid) - 1 - place
@@ -152,8 +164,9 @@ class _Pyramidal:
                 if not call.last:
                     own |= {"output_type": "latent", "return_dict": False}
                 self.scheduler.restrict(k, counts)
+                enter(place)
                 result = stock(**{**options, **{name: value for name, value in own.items() if name in options}})
-                done += self.evaluations(counts)[place]
+                done += evaluations[place]
                 call.stopped = self.interrupt  # a callback may have asked to stop at the stage's last step
         return result
 
@@ -166,9 +179,6 @@ class _Pyramidal:
         """The latents that ended a stage -> those that the next one starts from, both as the pipeline lays them out."""
         call = self._pyramid_call
         family, pyramid = call.family, call.pyramid
-        for component in self.components.values():
-            if hasattr(component, "_reset_stateful_cache"):  # caches hold activations of the old size
-                component._reset_stateful_cache()
         x = family.unpack(self, latents, family.latent_size(self, size))
         filling = family.filling(self, size)
         parts = [part for part in (x[:, :, :filling], x[:, :, filling:]) if part.shape[2]]

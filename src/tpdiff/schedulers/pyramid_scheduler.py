@@ -1,12 +1,10 @@
 """PyramidScheduler: a diffusers scheduler that runs another one in each stage and jumps between them (MATH 2, 3)."""
 
-import copy
 import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
@@ -20,11 +18,15 @@ from tpdiff.schedulers.runs import POLICIES, Run, levels_walked, plan_run, start
 from tpdiff.schedulers.spacing import spacing_of
 from tpdiff.schedulers.wrapped import (
     KINDS,
+    built,
     check_schedule,
     check_wrappable,
+    described,
     is_flow,
     load_grid,
+    noised,
     scale_of,
+    walker_of,
 )
 
 
@@ -52,6 +54,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         timesteps: what the network is told, all stages in turn (not falling throughout: stages overlap).
     """
 
+    __module__ = "tpdiff"  # the name that saved pipelines hold: diffusers loads them once `tpdiff` is imported
     config_name = "scheduler_config.json"  # type: ignore[assignment]
     _compatibles: list = []  # noqa: RUF012  as the base class has it
     _internal_dict: Any
@@ -64,7 +67,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         timestep_policy: str = "native",
         per_stage_target: bool = False,
     ):
-        self.base = _build(base_scheduler)
+        self.base = built(base_scheduler)
         self.pyramid = Pyramid.from_config(pyramid) if isinstance(pyramid, dict) else pyramid
         if timestep_policy not in POLICIES:
             raise ValueError(f"unknown timestep_policy {timestep_policy!r}; known: {', '.join(POLICIES)}")
@@ -74,19 +77,20 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             if not is_flow(self.base) and (timestep_policy != "native" or per_stage_target):
                 raise ValueError("timestep_policy='pyramid_flow' and per_stage_target belong to flow matching")
         self.register_to_config(
-            base_scheduler={"_class_name": type(self.base).__name__, **self.base.config},
+            base_scheduler=described(self.base),
             pyramid=self.pyramid.config(),
             steps=None if steps is None else split_steps(list(steps), len(self.pyramid)),
             timestep_policy=timestep_policy,
             per_stage_target=per_stage_target,
         )
+        self._walker = self.base if len(self.pyramid) == 1 else walker_of(self.base)  # walks a stage's own grid
+        self.num_inference_steps: int | None = None
         self.generator: Generators = None
         self._only: int | None = None
         self._steps: Sequence[int] | None = None
         self._runs: list[Run] = []
-        self._local = torch.empty(0)  # the base scheduler's timesteps in the current run
+        self._local = torch.empty(0)  # the walker's timesteps in the current run
         self._run = self._place = 0  # run, and evaluation in it
-        self._fresh = copy.deepcopy(self.base)
 
     # What pipelines read
 
@@ -104,7 +108,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
     def init_noise_sigma(self) -> float | Tensor:
         """What unit noise is multiplied by to be the first latents."""
         if len(self.pyramid) == 1:
-            return self.base.init_noise_sigma
+            return getattr(self.base, "init_noise_sigma", 1.0)  # flow matching schedulers have none
         if not self._runs or self._runs[0].stage < len(self.pyramid) - 1:
             return 1.0  # the latents come from a jump, whose result has the right scale
         start = self._runs[0].levels[0]
@@ -151,8 +155,15 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
     def restrict(self, stage: int | None, steps: Sequence[int] | None = None) -> None:
         """Let `set_timesteps` give the steps of one stage alone, or of all (None). `jump` then leads on.
 
-        steps: all stages' counts, coarsest first, that hold meanwhile.
+        Args:
+            stage: k, or None.
+            steps: all stages' counts, coarsest first, that hold meanwhile.
+
+        Raises:
+            ValueError: a stage that the pyramid does not have.
         """
+        if stage is not None and stage not in range(len(self.pyramid)):
+            raise ValueError(f"no stage {stage}: stages are 0, the finest, to {len(self.pyramid) - 1}")
         self._only, self._steps = stage, steps
 
     def set_timesteps(
@@ -179,13 +190,18 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         if len(self.pyramid) == 1:
             given = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
             options = {name: value for name, value in given.items() if value is not None}
-            if num_inference_steps is not None:
-                options["num_inference_steps"] = num_inference_steps
+            wanted = num_inference_steps
+            if self.config.steps and sigmas is None and timesteps is None:
+                wanted = self.config.steps
+            if wanted is not None:
+                options["num_inference_steps"] = split_steps(wanted, 1)[0]
             self.base.set_timesteps(device=device, **options)
             self.num_inference_steps = self.base.num_inference_steps
             return
         if timesteps is not None:
             raise ValueError("timesteps of a plain schedule have no meaning with stages; give num_inference_steps")
+        if sigmas is not None and not is_flow(self.base):
+            raise ValueError("sigmas to follow are flow matching's; give num_inference_steps")
         wanted = num_inference_steps if num_inference_steps is not None else None if sigmas is None else len(sigmas)
         counts = self._steps or self.config.steps
         if counts is None:
@@ -203,15 +219,15 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         parts, values = [], []
         for place in range(len(self._runs)):
             parts.append(self._enter(place, device))
-            values.append(levels_walked(self.base, self._runs[place])[: len(parts[-1])])
+            values.append(levels_walked(self._walker, self._runs[place])[: len(parts[-1])])
         self._timesteps = torch.cat(parts)
-        self._sigmas = torch.cat([*values, levels_walked(self.base, self._runs[-1])[-1:]])
+        self._sigmas = torch.cat([*values, levels_walked(self._walker, self._runs[-1])[-1:]])
         self._counts = [len(part) for part in parts]
         self._enter(0, device)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The latents as the network takes them."""
-        scale = getattr(self.base, "scale_model_input", None)  # flow matching schedulers have none
+        scale = getattr(self._walker, "scale_model_input", None)  # flow matching schedulers have none
         return sample if scale is None else scale(sample, timestep)
 
     def step(
@@ -250,7 +266,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         at: Any = self._local[self._place]
         if KINDS[type(self.base).__name__].table:
             at = int(at)
-        prev = self.base.step(model_output, at, sample, return_dict=False)[0]
+        prev = self._walker.step(model_output, at, sample, return_dict=False)[0]
         self._place += 1
         if self._place == len(self._local) and self._run + 1 < len(self._runs):
             prev = self.jump(prev, generator)
@@ -268,8 +284,10 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         return (x * scale_of(self.base, start)).to(sample.dtype)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The base scheduler's, on its own whole schedule."""
-        return self._fresh.add_noise(original_samples, noise, timesteps)
+        """Clean latents (B, ...) at timesteps (B,), in the base scheduler's terms; with stages, at native times."""
+        if len(self.pyramid) == 1:
+            return self.base.add_noise(original_samples, noise, timesteps)
+        return noised(self.base, self.pyramid.schedule, original_samples, noise, timesteps)
 
     def __len__(self) -> int:
         return self.base.config.num_train_timesteps
@@ -277,10 +295,10 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
     # Stages
 
     def _enter(self, place: int, device: torch.device | str | None) -> Tensor:
-        """Make the base scheduler walk a run from its beginning; what the network is told in it."""
+        """Make the walker begin a run; what the network is told in it."""
         run = self._runs[place]
         self._run, self._place = place, 0
-        self._local = load_grid(self.base, run.levels, run.times.to(device or "cpu"), run.finest)
+        self._local = load_grid(self._walker, run.levels, run.times.to(device or "cpu"), run.finest)
         if KINDS[type(self.base).__name__].table:
             return run.times[:-1].to(device or "cpu")
         return self._local
@@ -300,14 +318,3 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         if "generator" in known:
             given["generator"] = generator
         return self.base.step(model_output, timestep, sample, return_dict=return_dict, **given)
-
-
-def _build(base: Any) -> Any:
-    """A scheduler of one's own: a copy, or built from its configuration."""
-    if not isinstance(base, dict):
-        return copy.deepcopy(base)
-    name = base.get("_class_name", "")
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and issubclass(kind, ConfigMixin)):
-        raise ValueError(f"unknown base scheduler {name!r}: not one of diffusers' schedulers")
-    return kind.from_config({key: value for key, value in base.items() if key != "_class_name"})

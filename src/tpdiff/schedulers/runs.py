@@ -80,13 +80,15 @@ def _indexed(base: Any, pyramid: Pyramid, k: int, steps: int) -> list[Level]:
     start, end = start_level(base, pyramid, k), CLEAN if k == 0 else pyramid.stages[k].end_level
     last = base.config.num_train_timesteps - 1
     top, bottom = start.t * last, end.t * last
-    places = torch.linspace(top, bottom, steps + 1, dtype=torch.float64)[:-1]
-    if has_whole_times(base):
-        places = places.round()
-        room = round(top) - math.floor(bottom)
-        if steps > room:
-            raise ValueError(f"stage {k} has {room} whole timesteps, too few for {steps} steps; nearest: {room}")
-    return [start, *(pyramid.schedule.level(float(place) / last) for place in places[1:]), end]
+    whole = has_whole_times(base)
+    if whole:  # as if the stage ended on the whole timestep below, so that no two places round to one
+        top, bottom = round(top), math.floor(bottom + 1e-9)
+        if steps > top - bottom:
+            room = f"stage {k} has {top - bottom} whole timesteps, too few for {steps} steps"
+            raise ValueError(f"{room}; nearest: {top - bottom}")
+    places = torch.linspace(top, bottom, steps + 1, dtype=torch.float64)[1:-1]
+    places = places.round() if whole else places
+    return [start, *(pyramid.schedule.level(place / last) for place in places.tolist()), end]
 
 
 def _told(base: Any, pyramid: Pyramid, k: int, levels: Sequence[Level], policy: str) -> Tensor:

@@ -1,11 +1,15 @@
 """What a pyramid must know of the diffusers schedulers it can wrap, and how to make one walk a grid of ours."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from tpdiff.pyramid.schedule import FlowMatchingSchedule, Level, Schedule, VariancePreservingSchedule
@@ -71,6 +75,37 @@ def check_wrappable(base: Any) -> Kind:
     if getattr(base, "solver_p", None) is not None:
         raise ValueError(f"{name} with a solver_p of its own cannot be reset at a jump")
     return KINDS[name]
+
+
+def built(base: Any) -> Any:
+    """A scheduler of one's own: a copy of one, or built from what `described` gave.
+
+    Raises:
+        ValueError: a class that diffusers does not have.
+    """
+    if not isinstance(base, dict):
+        return copy.deepcopy(base)
+    name = base.get("_class_name", "")
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin) and issubclass(kind, ConfigMixin)):
+        raise ValueError(f"unknown base scheduler {name!r}: not one of diffusers' schedulers")
+    return kind.from_config({key: value for key, value in base.items() if key != "_class_name"})
+
+
+def described(base: Any) -> dict:
+    """A scheduler's class and configuration as JSON has them: arrays are lists."""
+    config = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in base.config.items()}
+    return {**config, "_class_name": type(base).__name__}
+
+
+def walker_of(base: Any) -> Any:
+    """A copy of a scheduler to walk stages with. It clips nothing: a stage's clean estimate rightly exceeds the data's
+    range by a share of its high band (MATH 2), so that clipping it would bend the path.
+    """
+    walker = copy.deepcopy(base)
+    clips = [option for option in ("clip_sample", "thresholding") if walker.config.get(option)]
+    walker.register_to_config(**dict.fromkeys(clips, False))
+    return walker
 
 
 def is_flow(base: Any) -> bool:
@@ -178,3 +213,13 @@ def scale_of(base: Any, level: Level) -> float:
     if not KINDS[type(base).__name__].scaled:
         return 1.0
     return math.inf if level.alpha == 0 else 1 / level.alpha
+
+
+def noised(base: Any, schedule: Schedule, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """x = γ x_0 + σ ε (B, ...) at timesteps (B,) as `base` tells them, scaled as its latents are."""
+    count = base.config.num_train_timesteps
+    t = timesteps.to("cpu", torch.float64) / (count if is_flow(base) else count - 1)
+    t = 1 - t if base.config.get("invert_sigmas") else t
+    alpha, sigma = (v.to(clean).view(-1, *(1,) * (clean.ndim - 1)) for v in (schedule.alpha(t), schedule.sigma(t)))
+    x = alpha * clean + sigma * noise
+    return x / alpha if KINDS[type(base).__name__].scaled else x

@@ -1,0 +1,226 @@
+"""Modular pipelines of diffusers with stages: the denoise block runs its own loop step at every stage's size.
+
+Nothing here knows a model. A block is taken as it is, with whatever steps it holds, and its class is extended.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from diffusers.modular_pipelines import LoopSequentialPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
+from torch import Tensor
+
+from tpdiff.families import Family, families
+from tpdiff.families.base import Size
+from tpdiff.families.sizes import stage_sizes
+from tpdiff.pyramid.geometry import AXIS_NAMES
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.pyramid.steps import split_steps
+from tpdiff.sampling.acceleration import cached
+from tpdiff.sampling.parallel import check_parallel
+from tpdiff.schedulers import PyramidScheduler, schedule_of
+
+Blocks = TypeVar("Blocks")
+Stages = Pyramid | Sequence[Sequence[float]]
+
+
+def make_pyramidal(blocks: Blocks, pyramid: Stages, steps: int | Sequence[int] | None = None) -> Blocks:
+    """Make the blocks of a text-to-video pipeline run through the stages of a pyramid; changed in place.
+
+    Two blocks are replaced: the denoising loop (`pyramid_denoise_block`), and the one before it that prepares latents
+    (`coarse_latents_block`). All inputs and outputs stay; `num_frames`, `height` and `width` are those of the result.
+
+    Args:
+        blocks: of a known family (`blocks.model_name`), not yet an initialized pipeline.
+        pyramid: the stages, or their (T, H, W) factors, finest first, on the pipeline's own noise schedule.
+        steps: a total, or one count a stage, coarsest first; wins over the call's `num_inference_steps`. None: that.
+
+    Returns:
+        The blocks.
+
+    Raises:
+        ValueError: an unknown family, blocks without one denoising loop, or without a block that prepares its latents.
+    """
+    loops = _loops(blocks)
+    if len(loops) != 1:
+        raise ValueError(f"{type(blocks).__name__} has {len(loops)} denoising loops; stages need exactly one")
+    parent, name = loops[0]
+    before = list(parent)[: list(parent).index(name)]
+    makers = [one for one in before if "latents" in {out.name for out in parent[one].intermediate_outputs}]
+    if not makers:
+        raise ValueError(f"no block before {name!r} prepares latents; known before it: {', '.join(before) or 'none'}")
+    parent[makers[-1]] = coarse_latents_block(parent[makers[-1]], pyramid)
+    parent[name] = pyramid_denoise_block(parent[name], pyramid, steps)
+    return blocks
+
+
+def pyramid_denoise_block(loop: Any, pyramid: Stages, steps: int | Sequence[int] | None = None) -> Any:
+    """A denoising loop -> one that runs its own loop step stage by stage and jumps between.
+
+    Its `latents` are noise (B, C, T, H, W) of the coarsest stage's size; it ends with latents of full size. Guiders
+    count the steps of all stages.
+
+    Args:
+        loop: the block to extend; copied.
+        pyramid, steps: as in `make_pyramidal`.
+
+    Raises:
+        ValueError: a block that is no loop, an unknown family. When called: latents of another size, an input besides
+            them that is made for one size, a plain schedule's timesteps, an enabled cache.
+    """
+    if not isinstance(loop, LoopSequentialPipelineBlocks):
+        raise ValueError(f"{type(loop).__name__} is no denoising loop (LoopSequentialPipelineBlocks)")
+    return _extended(loop, _Loop, pyramid, steps)
+
+
+def coarse_latents_block(prepare: Any, pyramid: Stages) -> Any:
+    """A block that prepares latents -> one that makes them for the coarsest stage. Latents that are given stay.
+
+    Raises:
+        ValueError: an unknown family. When called: a size that some stage cannot hold, with the nearest legal one.
+    """
+    return _extended(prepare, _Prepare, pyramid, None)
+
+
+def _extended(block: Any, extension: type, pyramid: Stages, steps: int | Sequence[int] | None) -> Any:
+    _family(block.model_name)
+    made, kind = copy.copy(block), type(block)
+    made.__class__ = type(kind.__name__, (extension, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+    made._stages, made._steps = pyramid, steps
+    return made
+
+
+class _Staged:
+    """What both blocks know of their pyramid."""
+
+    _stages: Stages
+    _steps: int | Sequence[int] | None
+    model_name: str
+
+    def _pyramid(self, components: Any) -> Pyramid:
+        family, stages = _family(self.model_name), self._stages
+        base = components.scheduler.base if isinstance(components.scheduler, PyramidScheduler) else components.scheduler
+        if not isinstance(stages, Pyramid):
+            stages = Pyramid(schedule_of(base), stages, causal_time=family.causal_vae)
+        family.check(components, stages)
+        return stages
+
+
+class _Prepare(_Staged):
+    @torch.no_grad()
+    def __call__(self, components: Any, state: Any) -> Any:
+        stock, pyramid = super().__call__, self._pyramid(components)  # type: ignore[misc]
+        asked = tuple(state.get(name) for name in AXIS_NAMES)
+        t, h, w = (a or getattr(components, f"default_{name}") for a, name in zip(asked, AXIS_NAMES, strict=True))
+        sizes = stage_sizes(components, _family(self.model_name), pyramid, (t, h, w))
+        _set(state, sizes[-1])
+        components, state = stock(components, state)
+        _set(state, sizes[0])
+        return components, state
+
+
+class _Loop(_Staged):
+    @property
+    def loop_inputs(self) -> list[Any]:
+        """Those of the loop, and what stages need besides."""
+        own = super().loop_inputs  # type: ignore[misc]
+        known = {one.name for one in own}
+        return [*own, *(InputParam(name) for name in ("generator", *AXIS_NAMES) if name not in known)]
+
+    @torch.no_grad()
+    def __call__(self, components: Any, state: Any) -> Any:
+        pyramid = self._pyramid(components)
+        if len(pyramid) == 1:
+            return super().__call__(components, state)  # type: ignore[misc]
+        block: Any = self
+        own, family = components.scheduler, _family(self.model_name)
+        at = block.get_block_state(state)
+        counts = split_steps(self._steps or at.num_inference_steps, len(pyramid))
+        _check(components, family, pyramid, at)
+        scheduler = _scheduler(own, pyramid, counts)
+        asked, timesteps = at.num_inference_steps, at.timesteps
+        components.scheduler, scheduler.generator = scheduler, at.generator
+        try:
+            with block.progress_bar(total=sum(counts)) as bar:
+                at.num_inference_steps, done = _evaluations(scheduler, counts), 0
+                for place, count in enumerate(counts):
+                    if place > 0:
+                        at.latents = scheduler.jump(at.latents)
+                    scheduler.restrict(len(pyramid) - 1 - place, counts)
+                    scheduler.set_timesteps(count, device=timesteps.device)
+                    at.timesteps = scheduler.timesteps
+                    for t in at.timesteps:
+                        components, at = block.loop_step(components, at, i=done, t=t)
+                        done += 1
+                    bar.update(count)
+        finally:
+            components.scheduler = own
+        at.num_inference_steps, at.timesteps = asked, timesteps
+        block.set_block_state(state, at)
+        return components, state
+
+
+def _scheduler(own: Any, pyramid: Pyramid, counts: list[int]) -> PyramidScheduler:
+    if not isinstance(own, PyramidScheduler):
+        return PyramidScheduler(own, pyramid, counts)
+    return PyramidScheduler(own.base, pyramid, counts, own.config["timestep_policy"], own.config["per_stage_target"])
+
+
+def _check(components: Any, family: Family, pyramid: Pyramid, at: Any) -> None:
+    """Refuse what a loop over several sizes would get wrong."""
+    size: Size = (at.num_frames, at.height, at.width)
+    sizes = stage_sizes(components, family, pyramid, size)
+    coarsest = family.latent_size(components, sizes[-1])
+    if at.latents.ndim != 5 or tuple(at.latents.shape[2:]) != coarsest:
+        raise ValueError(
+            f"latents {tuple(at.latents.shape)} are not (B, C, T, H, W) of the coarsest stage's size, {coarsest}: "
+            "give such, or let make_pyramidal replace the block that prepares them, too"
+        )
+    for name, value in vars(at).items():
+        if name != "latents" and isinstance(value, Tensor) and value.ndim == 5:
+            raise ValueError(
+                f"{name} {tuple(value.shape)} is made for one size, stages have several: use apply_pyramid on the "
+                "ordinary pipeline"
+            )
+    plain = copy.deepcopy(components.scheduler)
+    plain.set_timesteps(at.num_inference_steps, device=at.timesteps.device)
+    if not torch.equal(plain.timesteps, at.timesteps):
+        raise ValueError("timesteps or sigmas of a plain schedule have no meaning with stages; give steps instead")
+    if name := cached(components):
+        raise ValueError(
+            f"{name} has a cache, but a modular loop does not tell it which guidance branch it evaluates: "
+            "use apply_pyramid on the ordinary pipeline"
+        )
+    check_parallel(components, family, partial(stage_sizes, components, family, pyramid), size, at.generator)
+
+
+def _evaluations(scheduler: PyramidScheduler, counts: list[int]) -> int:
+    return sum(counts) if scheduler.order == 1 else 2 * sum(counts) - 1
+
+
+def _set(state: Any, size: Size) -> None:
+    for name, value in zip(AXIS_NAMES, size, strict=True):
+        state.set(name, value)
+
+
+def _family(model_name: str) -> Family:
+    known = {family.name: family for family in families()}
+    if model_name not in known:
+        raise ValueError(f"no family {model_name!r} is registered; known: {', '.join(sorted(known))}")
+    return known[model_name]
+
+
+def _loops(blocks: Any) -> list[tuple[Any, str]]:
+    """(the sub-blocks that hold it, its name) of every denoising loop."""
+    found = []
+    for name, block in blocks.sub_blocks.items():
+        if isinstance(block, LoopSequentialPipelineBlocks):
+            found.append((blocks.sub_blocks, name))
+        elif block.sub_blocks:
+            found += _loops(block)
+    return found

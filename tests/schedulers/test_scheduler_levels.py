@@ -1,0 +1,105 @@
+"""Which levels flow matching's stages visit, and what the network is told there."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
+from scheduled import BOTH, bounds, grids, make, staged
+
+EULER, UNIPC, DPM = "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+SHIFTED = [(EULER, {"shift": 5.0}), (UNIPC, {**FLOW, "flow_shift": 5.0}), (DPM, {**FLOW, "flow_shift": 5.0})]
+
+
+def unshifted(sigma, shift):
+    return sigma / (shift - (shift - 1) * sigma)
+
+
+# Flow matching
+
+
+@pytest.mark.parametrize(("name", "config"), [(EULER, {}), (UNIPC, FLOW), (DPM, FLOW)])
+def test_without_a_shift_levels_are_even(name, config):
+    scheduler = staged(make(name, **config), BOTH)
+    for grid, (start, end), n in zip(grids(scheduler, [5, 3, 2]), bounds(scheduler), [5, 3, 2], strict=True):
+        assert grid == pytest.approx(np.linspace(start, end, n + 1), abs=2e-6)
+
+
+@pytest.mark.parametrize(("name", "config"), SHIFTED)
+def test_with_a_shift_levels_are_even_before_it(name, config):
+    scheduler = staged(make(name, **config))
+    for grid, (start, end), n in zip(grids(scheduler, [6, 4, 3]), bounds(scheduler), [6, 4, 3], strict=True):
+        u = unshifted(grid, 5.0)
+        assert u == pytest.approx(np.linspace(u[0], u[-1], n + 1), abs=5e-6)
+        assert grid[[0, -1]] == pytest.approx([start, end], abs=2e-6)
+        assert np.ptp(np.diff(grid)) > 0.01
+
+
+def test_a_shift_set_later_counts():
+    scheduler, shifted = staged(make(EULER)), staged(make(EULER, shift=7.0))
+    scheduler.base.set_shift(7.0)
+    assert np.array_equal(grids(scheduler, [2, 2, 2]), grids(shifted, [2, 2, 2]))
+
+
+@pytest.mark.parametrize(("kind", "shift"), [("exponential", math.exp(0.8)), ("linear", 0.8)])
+def test_a_dynamic_shift_is_one_or_one_a_stage(kind, shift):
+    scheduler = staged(make(EULER, use_dynamic_shifting=True, time_shift_type=kind))
+    plain = [grids(staged(make(EULER, shift=s)), [4, 4, 4]) for s in (shift, 1.0 if kind == "linear" else math.e)]
+    assert grids(scheduler, [4, 4, 4], mu=0.8) == [pytest.approx(grid) for grid in plain[0]]
+    mixed = grids(scheduler, [4, 4, 4], mu=[0.8, 1.0, 0.8])
+    assert mixed == [pytest.approx(plain[i][j]) for j, i in enumerate([0, 1, 0])]
+    with pytest.raises(ValueError, match="`mu` must be passed"):
+        scheduler.set_timesteps(6)
+
+
+def test_the_terminal_stretch_is_followed():
+    """LTX: of n even steps the last starts from 0.1. The stages' levels stand evenly on the same stretched curve."""
+    base = make(EULER, shift_terminal=0.1, shift=2.0)
+    scheduler = staged(base)
+    base.set_timesteps(sigmas=np.linspace(1, 1 / 12, 12))
+    u, curve = np.linspace(0, 1, 13), [0.0, *base.sigmas[:-1].flip(0).double().numpy()]
+    assert curve[1] == pytest.approx(0.1)
+    fine = np.linspace(1 / 12, 1, 10001)
+    stretched = 1 - (1 - 2 * fine / (1 + fine)) * 0.9 / (1 - 2 / 13)
+    assert np.interp(u[1:], fine, stretched) == pytest.approx(curve[1:], abs=1e-5)
+    for grid in grids(scheduler, [4, 4, 4]):
+        at = np.interp(grid[grid > 0.1], stretched, fine)
+        assert np.ptp(np.diff(at)) < 1e-3 * abs(np.diff(at)).max()
+    whole = grids(staged(base), [4, 4, 4])[-1]
+    assert np.diff(whole)[-1] == pytest.approx(-whole[-2])
+
+
+def test_a_pipelines_own_table_is_followed():
+    """Mochi's, straight at first and then quadratic: equal steps of u are equal shares of the table."""
+    table = np.array(linear_quadratic_schedule(32, 0.025))
+    scheduler = staged(make(EULER, invert_sigmas=True))
+    for grid, (start, end), n in zip(
+        grids(scheduler, [7, 5, 3], sigmas=table), bounds(scheduler), [7, 5, 3], strict=True
+    ):
+        sigma = 1 - grid
+        assert sigma[[0, -1]] == pytest.approx([start, end], abs=2e-6)
+        share = np.interp(sigma, [0.0, *table[::-1]], np.linspace(0, 1, 33))
+        assert share == pytest.approx(np.linspace(share[0], share[-1], n + 1), abs=2e-5)
+    scheduler.set_timesteps(sigmas=table)
+    assert len(scheduler.timesteps) == 32
+    with pytest.raises(ValueError, match=r"sigmas must fall from 1 towards 0; got 0\.5 \.\.\. 0\.4"):
+        scheduler.set_timesteps(sigmas=[0.5, 0.6, 0.4])
+
+
+@pytest.mark.parametrize(("name", "config"), [(EULER, {}), (UNIPC, FLOW), (DPM, FLOW)])
+def test_flow_times_are_a_thousand_sigmas(name, config):
+    scheduler = staged(make(name, **config))
+    scheduler.set_timesteps(7)
+    assert scheduler.timesteps.dtype == torch.float32
+    assert torch.allclose(scheduler.timesteps, 1000 * scheduler.sigmas[:-1], atol=2e-3)
+    assert scheduler.timesteps[0] == 1000
+
+
+def test_mochis_times_run_the_other_way():
+    scheduler = staged(make(EULER, invert_sigmas=True))
+    scheduler.set_timesteps(7)
+    assert scheduler.timesteps[0] == scheduler.sigmas[0] == 0
+    assert scheduler.sigmas[-1] == 1
+    assert torch.allclose(scheduler.timesteps, 1000 * scheduler.sigmas[:-1])
