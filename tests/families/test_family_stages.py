@@ -22,7 +22,7 @@ EACH_WAY = pytest.mark.parametrize(
         if case.over_space or name == "time"
     ],
 )
-STEPS = (3, 2, 1)
+STEPS = (2, 1, 1)
 
 
 @EACH_WAY

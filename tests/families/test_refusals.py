@@ -46,7 +46,7 @@ def test_sizes_are_refused_with_the_nearest_legal_ones(case, axis):
     values = nearest(message)
     assert case.size[axis] in values
     assert len(values) == (2 if case.over_space or axis == 0 else 1)
-    for value in values:
+    for value in set(values) - {case.size[axis]}:
         assert case.run(pipe, size=(*case.size[:axis], value, *case.size[axis + 1 :])).isfinite().all()
 
 
