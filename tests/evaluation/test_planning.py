@@ -206,8 +206,6 @@ def test_the_planned_shapes_are_those_a_pyramidal_wan_is_called_with():
 @pytest.mark.parametrize("axes", ["T", "HW", "THW"])
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if PUBLISHED[name].embeddings is not None])
 def test_the_planned_shapes_are_those_every_pyramidal_pipeline_is_called_with(name, axes):
-    if name == "cogvideox1.5-5b" and axes != "HW":
-        pytest.skip("its pipeline pads frames, which a pyramid over time does not follow")
     check_calls(name, axes)
 
 

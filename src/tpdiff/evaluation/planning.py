@@ -19,7 +19,8 @@ from tpdiff.evaluation.counting import ACTIVATIONS, count_model
 from tpdiff.families import find_family
 from tpdiff.families.models import Published
 from tpdiff.families.models.published import Shape, Size
-from tpdiff.pyramid import FlowMatchingSchedule, Pyramid, check_video_size
+from tpdiff.families.sizes import check_whole, stage_sizes
+from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
 from tpdiff.pyramid.geometry import AXIS_NAMES
 from tpdiff.pyramid.steps import split_steps
 
@@ -254,15 +255,10 @@ def _sizes(
     family = find_family(pipe)
     pyramid = Pyramid(FlowMatchingSchedule(), factors, causal_time=family.causal_vae)
     family.check(pipe, pyramid)
-    strides, patch, ratio = pyramid.multiples, family.patch(pipe), family.vae_ratio(pipe)
 
     def legal(axis: int, value: int) -> bool:
-        def alone(three: Size) -> list[int]:
-            return [n if i == axis else 1 for i, n in enumerate(three)]
-
         try:
-            size = alone((value, value, value))
-            check_video_size(size, alone(strides), alone(patch), alone(ratio), pyramid.causal_time, family.causal_vae)
+            check_whole(pipe, family, pyramid, (value, value, value), [axis])
         except ValueError:
             return False
         return True
@@ -271,13 +267,11 @@ def _sizes(
         _nearest(own, partial(legal, axis)) if value is None else value
         for axis, (own, value) in enumerate(zip(model.size, wanted, strict=True))
     )
-    check_video_size((frames, height, width), strides, patch, ratio, pyramid.causal_time, family.causal_vae)
+    sizes = stage_sizes(pipe, family, pyramid, (frames, height, width))
     named = zip(AXIS_NAMES, model.size, wanted, (frames, height, width), strict=True)
     moved = [f"{name} {used} instead of {own}" for name, own, value, used in named if value is None and used != own]
     notes = (f"the model's own size does not fit the stages: {', '.join(moved)}",) if moved else ()
-    full = (1, 1, *family.latent_size(pipe, (frames, height, width)))
-    shapes = [pyramid.stage_shape(full, k)[2:] for k in range(len(pyramid))]
-    return [family.pixel_size(pipe, (t, h, w)) for t, h, w in shapes], notes
+    return sizes, notes
 
 
 def _nearest(value: int, legal: Callable[[int], bool]) -> int:

@@ -3,22 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tpdiff.families.base import Family, Size, register_family
+from tpdiff.families import unets
+from tpdiff.families.base import Family, register_family
 from tpdiff.pyramid.operators import Ratio
-
-
-def _vae_ratio(pipe: Any) -> Size:
-    return 1, pipe.vae_scale_factor, pipe.vae_scale_factor
-
-
-def _patch(pipe: Any) -> Size:
-    halvings = 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-    return 1, halvings, halvings
-
-
-def _defaults(pipe: Any) -> Mapping[str, int]:
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return {"height": side, "width": side}
 
 
 def _limits(pipe: Any) -> Mapping[str, tuple[int, int]]:
@@ -41,10 +28,10 @@ ANIMATEDIFF = register_family(
     Family(
         name="animatediff",
         pipelines=("AnimateDiffPipeline",),
-        vae_ratio=_vae_ratio,
-        patch=_patch,
+        vae_ratio=unets.vae_ratio,
+        patch=unets.patch,
         causal_vae=False,
-        defaults=_defaults,
+        defaults=unets.defaults,
         limits=_limits,
         stage_options=_own_noise,
         positions="sums of sines over frames, from 0 at every stage; none over height and width",

@@ -26,13 +26,13 @@ def stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> list
         ValueError: a size that the autoencoder, the patches or some stage cannot hold, with the nearest legal one.
     """
     _check_limits(pipe, family, pyramid, size)
-    _check_whole(pipe, family, pyramid, size, (0, 1, 2))
+    check_whole(pipe, family, pyramid, size, (0, 1, 2))
     full = (1, 1, *family.latent_size(pipe, size))
     shapes = (pyramid.stage_shape(full, k)[2:] for k in range(len(pyramid)))
     return [family.pixel_size(pipe, (t, h, w)) for t, h, w in shapes]
 
 
-def _check_whole(pipe: Any, family: Family, pyramid: Pyramid, size: Size, axes: Collection[int]) -> None:
+def check_whole(pipe: Any, family: Family, pyramid: Pyramid, size: Size, axes: Collection[int]) -> None:
     """Refuse a size that some stage cannot hold, along some axes."""
     ratio, patch, multiples = (
         [value if axis in axes else 1 for axis, value in enumerate(values)]
@@ -51,7 +51,7 @@ def _check_limits(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> No
             continue
         for nearest in range(least, greatest + 1) if value < least else range(greatest, least - 1, -1):
             try:
-                _check_whole(pipe, family, pyramid, (nearest, nearest, nearest), [axis])
+                check_whole(pipe, family, pyramid, (nearest, nearest, nearest), [axis])
                 break
             except ValueError:
                 continue
