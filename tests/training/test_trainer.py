@@ -1,11 +1,13 @@
 """The trainer on real clips: it learns, can be cut and continued anywhere, and refuses what cannot work."""
 
 import json
+import time
 
 import pytest
 import torch
 
 from tpdiff.data import ClipDataset
+from tpdiff.evaluation.arms import Arms
 from tpdiff.training.checkpoint import checkpoints
 from tpdiff.training.trainer import Trainer
 
@@ -81,6 +83,24 @@ def test_slices_are_one_run(tiny, tmp_path):
         turns += 1
     assert turns == 6
     assert_same(whole, sliced)
+
+
+def test_the_budget_is_spent_by_the_trainers_clock(tiny, tmp_path):
+    trainer = Trainer(tiny("train.steps=null", "train.seconds=5"), tmp_path / "run")
+    ticks = iter(range(1000))
+    trainer.clock = lambda: float(next(ticks))  # a second a look: a step takes one
+    trainer.run()
+    assert (trainer.step, trainer.seconds) == (5, 5.0)
+
+
+def test_arms_may_be_timed_by_the_processor(tiny, tmp_path):
+    arms = Arms({"a": tiny("train.steps=null", "train.seconds=0.2")}, tmp_path, clock="cpu")
+    trainer = arms.trainers["a"]
+    step = trainer.train_step
+    trainer.train_step = lambda batches: time.sleep(0.3) or step(batches)  # by the wall's clock, one step is too long
+    arms.run()
+    assert trainer.seconds >= 0.2
+    assert trainer.step > 1 and trainer.losses[0][0] < 0.2
 
 
 @pytest.mark.parametrize(

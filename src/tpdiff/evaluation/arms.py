@@ -1,8 +1,10 @@
 """Twins trained side by side: same network, seed and data, equal seconds, in alternating slices."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from tpdiff.training.config import Config
 from tpdiff.training.progress import Status
@@ -10,6 +12,8 @@ from tpdiff.training.setup import open_dataset
 from tpdiff.training.trainer import Trainer
 
 ArmReport = Callable[[str, Status], None]
+Clock = Literal["wall", "cpu"]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: the process's, its threads added up
 
 
 class Arms:
@@ -18,18 +22,23 @@ class Arms:
     Args:
         configs: one configuration an arm; their data sections are equal.
         out: each arm's run lies in out/<name>, and is continued where it was left.
+        clock: a name of `CLOCKS`.
 
     Raises:
-        ValueError: whatever `Trainer` refuses.
+        ValueError: whatever `Trainer` refuses, or the processor's clock where a GPU does the work.
     """
 
-    def __init__(self, configs: Mapping[str, Config], out: Path):
+    def __init__(self, configs: Mapping[str, Config], out: Path, clock: Clock = "wall"):
         first = next(iter(configs.values()))
         self.dataset = open_dataset(first)
         self.trainers = {
             name: Trainer(config, out / name, resume=(out / name / "config.yaml").exists(), dataset=self.dataset)
             for name, config in configs.items()
         }
+        for trainer in self.trainers.values():
+            if clock == "cpu" and trainer.device.type != "cpu":
+                raise ValueError(f"clock cpu does not see what {trainer.device.type} does; nearest: wall")
+            trainer.clock = CLOCKS[clock]
         self.stop_requested = False
 
     def run(

@@ -8,6 +8,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tpdiff.data import record_doom, render_digits
+from tpdiff.evaluation.arms import Clock
 from tpdiff.files import write_whole
 from tpdiff.recipes import recipe_path
 from tpdiff.training.config import Config, Section
@@ -44,6 +45,7 @@ class Study(Section):
         sweep_seed: the trials' seed, apart from the study's.
         seeds: one whole comparison a seed.
         seconds: training seconds of each arm and seed.
+        clock: "wall", or "cpu" for the processor time of the process, which other work on the machine does not touch.
         slice_seconds: arms take turns of so many seconds, at most 20.
         evaluations: how often the distance is taken, at equal distances in time.
         clips: samples for it.
@@ -62,6 +64,7 @@ class Study(Section):
     sweep_seed: int = Field(100, ge=0)
     seeds: list[int] = Field(min_length=1)
     seconds: float = Field(1800, gt=0)
+    clock: Clock = "wall"
     slice_seconds: float = Field(15, gt=0, le=LONGEST_SLICE)
     evaluations: int = Field(10, ge=3)
     clips: int = Field(256, ge=65)

@@ -11,6 +11,7 @@ from tpdiff.evaluation.study import Study, read_result
 from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached
 
 PLOT = "distance.png"
+SECONDS = {"wall": "seconds", "cpu": "seconds of processor time"}
 AXIS_NAMES = {"seconds": "training seconds", "steps": "optimizer steps", "flops": "training operations"}
 
 
@@ -67,7 +68,7 @@ def _lines(study: Study, seeds: Sequence[Mapping[str, Any]], results: Path, comm
         lines += ["", f"**Seeds still to be run: {', '.join(map(str, waiting))}.**"]
     lines += [
         "",
-        f"Arms share the network, data, seed and seconds ({study.seconds:g} each), and take turns of "
+        f"Arms share the network, data, seed and {SECONDS[study.clock]} ({study.seconds:g} each), and take turns of "
         f"{study.slice_seconds:g} s on one machine; evaluations, checkpoints and warm-up do not count. "
         "Lower distances are better.",
         "",

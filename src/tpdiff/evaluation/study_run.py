@@ -189,7 +189,7 @@ def provenance(desk: Desk) -> dict[str, Any]:
 
 def _open_arms(desk: Desk, out: Path, seed: int, rates: dict[str, float], seconds: float) -> Arms:
     configs = {name: desk.study.config(name, desk.data, seed, rates[name], seconds) for name in desk.study.arms}
-    arms = Arms(configs, out)
+    arms = Arms(configs, out, desk.study.clock)
     desk.on_arms(arms)
     return arms
 

@@ -45,6 +45,9 @@ class Trainer:
         resume: continue from the newest checkpoint in `out`.
         dataset: share an already opened dataset; None opens `config.data`.
 
+    Attributes:
+        clock: tells the seconds by which training is timed and its budget spent; the wall's.
+
     Raises:
         ValueError: anything about the configuration, the data or the folder that cannot work.
     """
@@ -79,6 +82,7 @@ class Trainer:
         self.step, self.seconds, self.tokens = 0, 0.0, 0
         self.losses: list[tuple[float, int, int, float]] = []  # (seconds, step, stage, loss)
         self.recent = Recent()
+        self.clock = time.perf_counter
         self.stop_requested = self._stop_agreed = False
         self._stream: Iterator[dict[str, Any]] | None = None
         self._status: Status | None = None  # the last reported
@@ -119,12 +123,12 @@ class Trainer:
             self._validate(report)  # first, so that a run resumed at this step does what it would have done
             if self.stopping:
                 break
-            started = time.perf_counter()
+            started = self.clock()
             batches = [self._next_batch() for _ in range(self.config.train.accumulation)]
             parts = self.train_step(batches)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            elapsed = self._agree(time.perf_counter() - started)
+            elapsed = self._agree(self.clock() - started)
             self.seconds += elapsed
             self.step += 1
             self.tokens += sum(p.tokens for p in parts) * self.accelerator.num_processes
