@@ -85,6 +85,12 @@ def test_a_saved_pyramidal_pipeline_loads_as_stock_and_is_pyramidal_again(case, 
     loaded = case.quiet(kind.from_pretrained(tmp_path))
     assert type(loaded) is kind
     assert isinstance(loaded.scheduler, PyramidScheduler)
+    with (
+        evaluations(case, loaded) as calls,
+        pytest.raises(ValueError, match=r"apply_pyramid\(pipe\) once it is loaded"),
+    ):
+        case.run(loaded)
+    assert calls == []
     apply_pyramid(loaded)
     torch.testing.assert_close(case.run(loaded), made, atol=1e-4, rtol=1e-4)  # loaded weights may lie otherwise
     assert loaded._pyramid_call.counts == list(STEPS)

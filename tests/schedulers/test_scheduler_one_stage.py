@@ -99,6 +99,7 @@ def test_what_pipelines_ask_is_the_same(name, config, options):
     assert len(wrapped) == len(base) == 1000
     assert {key: wrapped.config[key] for key in base.config} == dict(base.config)
     assert set(wrapped.config) - set(base.config) == {
+        "applied",
         "base_scheduler",
         "pyramid",
         "steps",

@@ -76,7 +76,7 @@ def apply_pyramid(
         )
     family.check(thing, pyramid)
     counts = None if steps is None else split_steps(steps, len(pyramid))
-    scheduler = PyramidScheduler(base, pyramid, counts, **told) if len(pyramid) > 1 else base
+    scheduler = PyramidScheduler(base, pyramid, counts, applied=True, **told) if len(pyramid) > 1 else base
     remove_pyramid(thing)  # only now, so that what was refused leaves the pipeline as it was
     thing.scheduler = scheduler
     thing._pyramid_call = _Call(family, pyramid, counts, base)

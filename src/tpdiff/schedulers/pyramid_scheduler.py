@@ -44,6 +44,8 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         timestep_policy: what the network is told: "native", the base scheduler's own time of the current noise level,
             or "pyramid_flow", arc length over the overlapping stages (Pyramid Flow's checkpoints).
         per_stage_target: the network's flow is per unit of a stage's own time (Pyramid Flow's checkpoints), not of σ.
+        applied: belongs to a pipeline that `apply_pyramid` calls once a stage, and refuses to run all stages itself:
+            such a pipeline, saved and loaded, would start from latents of full size.
 
     Raises:
         ValueError: a scheduler that cannot run inside a stage (stochastic or unknown), a pyramid on another schedule,
@@ -66,6 +68,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         steps: Sequence[int] | None = None,
         timestep_policy: str = "native",
         per_stage_target: bool = False,
+        applied: bool = False,
     ):
         self.base = built(base_scheduler)
         self.pyramid = Pyramid.from_config(pyramid) if isinstance(pyramid, dict) else pyramid
@@ -82,6 +85,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             steps=None if steps is None else split_steps(list(steps), len(self.pyramid)),
             timestep_policy=timestep_policy,
             per_stage_target=per_stage_target,
+            applied=applied,
         )
         self._walker = self.base if len(self.pyramid) == 1 else walker_of(self.base)  # walks a stage's own grid
         self.num_inference_steps: int | None = None
@@ -185,7 +189,8 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             mu: dynamic shift; one, or one a stage, coarsest first.
 
         Raises:
-            ValueError: counts that do not fit the stages, or more steps than a stage has whole timesteps.
+            ValueError: counts that do not fit the stages, more steps than a stage has whole timesteps, or a saved
+                pyramidal pipeline to which `apply_pyramid` has not been applied again.
         """
         if len(self.pyramid) == 1:
             given = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
@@ -198,6 +203,8 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             self.base.set_timesteps(device=device, **options)
             self.num_inference_steps = self.base.num_inference_steps
             return
+        if self.config.applied and self._only is None:
+            raise ValueError("this pipeline was saved with stages: call tpdiff.apply_pyramid(pipe) once it is loaded")
         if timesteps is not None:
             raise ValueError("timesteps of a plain schedule have no meaning with stages; give num_inference_steps")
         if sigmas is not None and not is_flow(self.base):
