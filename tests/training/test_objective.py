@@ -7,8 +7,9 @@ import torch
 
 from tpdiff.models.video_dit import VideoDiT
 from tpdiff.pyramid import VariancePreservingSchedule
+from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.training.load_config import build_config
-from tpdiff.training.objective import build_pyramid, draw_noise, draw_stage, draw_times, stage_loss
+from tpdiff.training.objective import build_pyramid, draw_noise, draw_stage, draw_times, stage_latents, stage_loss
 
 BATCH, CHANNELS, FRAMES, SIZE = 3, 3, 8, 8
 CAPTIONS = ["a", "b", "a"]
@@ -41,13 +42,14 @@ def latents(frames=FRAMES, size=SIZE):
 
 
 def loss_of(network, config, stage=0, x=None, condition=None, seed=11):
+    pyramid = build_pyramid(config)
+    clean, coarse = stage_latents(pyramid, latents() if x is None else x, stage)
     return stage_loss(
-        network=network,
-        network_config=network.config,
-        pyramid=build_pyramid(config),
-        latents=latents() if x is None else x,
+        denoise=plain_denoiser(network, network.config, pyramid, condition or {}),
+        pyramid=pyramid,
+        clean=clean,
+        coarse=coarse,
         stage=stage,
-        condition=condition or {},
         captions=CAPTIONS,
         config=config.train,
         prediction_type=config.diffusion.prediction,
@@ -86,7 +88,7 @@ def test_one_stage_is_flow_matching_bit_for_bit(network, prediction):
     assert torch.equal(network.calls[0][1], t)
     assert torch.equal(got.loss, mean_square(out - target))
     assert got.stage == 0
-    assert got.tokens == BATCH * FRAMES
+    assert got.positions == BATCH * FRAMES * SIZE * SIZE
     assert got.alignment_gain == 0
 
 
@@ -168,7 +170,7 @@ def test_a_stage_of_flow_matching_is_equations_12_and_13(network, stage, target)
     assert told["strides"] == (2**stage, 1, 1)
     assert "stage" not in told
     torch.testing.assert_close(got.loss, mean_square(out - wanted), rtol=2e-5, atol=0)
-    assert got.tokens == BATCH * FRAMES // 2**stage
+    assert got.positions == BATCH * FRAMES * SIZE * SIZE // 2**stage
     assert got.stage == stage
 
 
@@ -218,7 +220,7 @@ def test_spatial_and_temporal_stages_have_their_sizes_and_strides():
     config = configure("pyramid.factors=[[1,1,1],[1,2,2],[4,4,2]]")
     for stage in range(3):
         part = loss_of(network, config, stage, latents(size=16))
-        assert part.tokens == BATCH * math.prod(calls[-1][0][2:]) // 16
+        assert part.positions == BATCH * math.prod(calls[-1][0][2:])
     assert [tuple(shape[2:]) for shape, _ in calls] == [(8, 16, 16), (8, 8, 8), (2, 4, 8)]
     assert [k["strides"] for _, k in calls] == [(1, 1, 1), (1, 2, 2), (4, 4, 2)]
     assert [k["stage"] for _, k in calls] == [0, 1, 2]

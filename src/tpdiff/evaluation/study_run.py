@@ -17,7 +17,8 @@ from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.latency import count_flops
 from tpdiff.evaluation.samples import Sampling, sampler
 from tpdiff.evaluation.study import Study, read_result, write_result
-from tpdiff.training.objective import stage_loss
+from tpdiff.sampling.denoiser import plain_denoiser
+from tpdiff.training.objective import stage_latents, stage_loss
 from tpdiff.training.progress import Status
 from tpdiff.training.trainer import Trainer
 
@@ -154,18 +155,19 @@ def warm_up(trainer: Trainer) -> list[int]:
     batch = collate([trainer.dataset[i] for i in range(size)])
     latents = trainer.latents.of_batch(batch)
     condition = trainer.conditioner.encode(batch["caption"], trainer.device)
+    denoise = plain_denoiser(trainer.wrapped, trainer.network.config, trainer.pyramid, condition)
     counts = []
     for stage in range(len(trainer.pyramid)):
 
         def step(stage: int = stage) -> None:
             with trainer.accelerator.autocast():
+                clean, coarse = stage_latents(trainer.pyramid, latents, stage)
                 part = stage_loss(
-                    trainer.wrapped,
-                    trainer.network.config,
+                    denoise,
                     trainer.pyramid,
-                    latents,
+                    clean,
+                    coarse,
                     stage,
-                    condition,
                     batch["caption"],
                     trainer.config.train,
                     trainer.config.diffusion.prediction,

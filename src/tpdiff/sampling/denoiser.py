@@ -18,6 +18,22 @@ def network_inputs(config: Any, pyramid: Pyramid, stage: int) -> dict:
     return told
 
 
+def plain_denoiser(network: Any, config: Any, pyramid: Pyramid, condition: Mapping[str, Tensor]) -> Denoiser:
+    """A denoiser without guidance, as training calls a network; its answer keeps its gradients.
+
+    Args:
+        network: as for `guided_denoiser`, possibly wrapped for distribution.
+        config: the network's configuration.
+        pyramid: tells the strides of every stage.
+        condition: keyword arguments of the network, each of B rows.
+    """
+
+    def denoise(x: Tensor, t: Tensor, stage: int) -> Tensor:
+        return network(x, t, **condition, **network_inputs(config, pyramid, stage), return_dict=False)[0]
+
+    return denoise
+
+
 def guided_denoiser(
     network: torch.nn.Module,
     pyramid: Pyramid,

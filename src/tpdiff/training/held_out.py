@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from tpdiff.models.conditioning import Conditioner
 from tpdiff.pyramid.noise import randn
 from tpdiff.pyramid.stages import Pyramid
+from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.training.config import Config
-from tpdiff.training.objective import sample_errors
+from tpdiff.training.objective import sample_errors, stage_latents
 from tpdiff.training.randomness import sample_generators
 from tpdiff.training.setup import open_clips
 
@@ -103,20 +104,18 @@ def quantile_losses(
         numbers = range(first, min(first + validation.batch_size, len(held_out.video)))
         latents = encode(held_out.video[numbers.start : numbers.stop])
         condition = conditioner.encode([_told(held_out.captions[i], config) for i in numbers], device)
+        denoise = plain_denoiser(network, network.config, pyramid, condition)
         for k in totals:
-            clean = pyramid.down(latents, k)
-            coarse = pyramid.down(latents, k + 1) if k + 1 < len(pyramid) else None
+            clean, coarse = stage_latents(pyramid, latents, k)
             generators = sample_generators(validation.seed, numbers, f"held-out stage {k}")
             for j, u in enumerate(quantiles):
                 with autocast():
                     errors = sample_errors(
-                        network,
-                        network.config,
+                        denoise,
                         pyramid,
                         clean,
                         coarse,
                         k,
-                        condition,
                         randn(clean.shape, generators, device),
                         torch.full((len(clean),), u, dtype=torch.float64),
                         config.train,

@@ -1,9 +1,7 @@
 """The stage-wise objective (TPDiff Algorithm 2), of which plain diffusion training is the case of one stage."""
 
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from tpdiff.pyramid.noise import Generators, randn
 from tpdiff.pyramid.schedule import FlowMatchingSchedule, Schedule, VariancePreservingSchedule
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.targets import check_prediction_type
-from tpdiff.sampling.denoiser import network_inputs
+from tpdiff.sampling.loop import Denoiser
 from tpdiff.training.config import Config, TrainConfig
 
 
@@ -24,13 +22,13 @@ class StageLoss:
     Attributes:
         loss: scalar, mean over elements and samples.
         stage: the stage it was taken at.
-        tokens: tokens the network saw, all clips together.
+        positions: latent positions (t, h, w) of all clips together; a token is a patch of them.
         alignment_gain: share of the data-noise distance that alignment removed, 0 without it.
     """
 
     loss: Tensor
     stage: int
-    tokens: int
+    positions: int
     alignment_gain: float
 
 
@@ -74,13 +72,18 @@ def draw_times(batch: int, density: str, generator: torch.Generator | Sequence[t
     return torch.rand(batch, generator=generator, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
 
 
+def stage_latents(pyramid: Pyramid, latents: Tensor, stage: int) -> tuple[Tensor, Tensor | None]:
+    """Clean latents (B, C, T, H, W) at full size -> those at stage k's and k + 1's sizes; None beyond the coarsest."""
+    coarse = pyramid.down(latents, stage + 1) if stage + 1 < len(pyramid) else None
+    return pyramid.down(latents, stage), coarse
+
+
 def stage_loss(
-    network: Callable[..., Any],
-    network_config: Any,
+    denoise: Denoiser,
     pyramid: Pyramid,
-    latents: Tensor,
+    clean: Tensor,
+    coarse: Tensor | None,
     stage: int,
-    condition: Mapping[str, Tensor],
     captions: Sequence[Hashable],
     config: TrainConfig,
     prediction_type: str,
@@ -89,36 +92,28 @@ def stage_loss(
     """The loss of one micro-batch at one stage (TPDiff Algorithm 2; MATH 2, 3, 6).
 
     Args:
-        network: the denoiser, possibly wrapped for distribution.
-        network_config: its configuration.
+        denoise: the network with its conditions, with gradients.
         pyramid: the stages.
-        latents: clean latents or pixels at full size, (B, C, T, H, W).
+        clean: clean latents or pixels at stage k's size, (B, C, T, H, W).
+        coarse: the same at stage k + 1's; None for the coarsest.
         stage: k.
-        condition: keyword arguments of the network, B rows each.
         captions: one a clip, for alignment within equal captions.
         config: alignment, timestep density, target.
         prediction_type: what the network predicts.
         generator: one, or one a clip; every draw comes from it, on the CPU.
     """
-    clean = pyramid.down(latents, stage)
-    coarse = pyramid.down(latents, stage + 1) if stage + 1 < len(pyramid) else None
     noise, gain = draw_noise(clean, captions, config, generator)
     u = draw_times(len(clean), config.timestep_density, generator)
-    errors = sample_errors(
-        network, network_config, pyramid, clean, coarse, stage, condition, noise, u, config, prediction_type
-    )
-    tokens = clean[:, 0].numel() // math.prod(network_config.patch_size)
-    return StageLoss(errors.mean(), stage, tokens, gain)
+    errors = sample_errors(denoise, pyramid, clean, coarse, stage, noise, u, config, prediction_type)
+    return StageLoss(errors.mean(), stage, clean[:, 0].numel(), gain)
 
 
 def sample_errors(
-    network: Callable[..., Any],
-    network_config: Any,
+    denoise: Denoiser,
     pyramid: Pyramid,
     clean: Tensor,
     coarse: Tensor | None,
     stage: int,
-    condition: Mapping[str, Tensor],
     noise: Tensor,
     u: Tensor,
     config: TrainConfig,
@@ -127,8 +122,6 @@ def sample_errors(
     """The loss of every clip, (B,), at given noise and times.
 
     Args:
-        clean: the clips at stage k's size, (B, C, T, H, W).
-        coarse: the same at stage k + 1's; None for the coarsest.
         noise: of `clean`'s shape.
         u: where in the stage, in (0, 1), 0 the clean end: float64 (B,).
 
@@ -137,8 +130,7 @@ def sample_errors(
     t = pyramid.times(u, stage).to(clean.device, torch.float32)
     pair = pyramid.pair(clean, coarse, noise, stage)
     target = pair.target(t, prediction_type, per_stage=config.target == "per_stage")
-    told = network_inputs(network_config, pyramid, stage)
-    prediction = network(pair.at(t), t, **condition, **told, return_dict=False)[0]
+    prediction = denoise(pair.at(t), t, stage)
     error = (prediction.float() - target).square().flatten(1).mean(1)
     return error * loss_weight(pyramid.schedule, t, config.loss_space)
 

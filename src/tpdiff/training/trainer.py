@@ -16,6 +16,7 @@ from tpdiff.files import write_whole
 from tpdiff.models.conditioning import LabelCondition
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.models.video_dit import VideoDiT
+from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.batches import open_batches
@@ -23,7 +24,7 @@ from tpdiff.training.config import Config
 from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
-from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_loss
+from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_latents, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
 from tpdiff.training.progress import Recent, Report, Status
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
@@ -131,10 +132,12 @@ class Trainer:
             elapsed = self._agree(self.clock() - started)
             self.seconds += elapsed
             self.step += 1
-            self.tokens += sum(p.tokens for p in parts) * self.accelerator.num_processes
+            tokens = sum(p.positions for p in parts) // math.prod(self.config.model.patch_size)
+            tokens *= self.accelerator.num_processes
+            self.tokens += tokens
             values = [(p.stage, float(p.loss), p.alignment_gain) for p in parts]
             self.losses += [(self.seconds, self.step, stage, loss) for stage, loss, _ in values]
-            self.recent.add(values, sum(p.tokens for p in parts) * self.accelerator.num_processes, elapsed)
+            self.recent.add(values, tokens, elapsed)
             if self.step % log.every_steps == 0 or self.done:
                 self._report(report)
             if log.checkpoint_every_steps and self.step % log.checkpoint_every_steps == 0 and not self.done:
@@ -157,26 +160,27 @@ class Trainer:
             latents = self.latents.of_batch(batch)
             prompts = self._prompts(batch["caption"], own)
             condition = self.conditioner.encode(prompts, self.device)
+            denoise = plain_denoiser(self.wrapped, self.network.config, self.pyramid, condition)
             stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
             if train.all_stages:
                 stages = list(range(len(self.pyramid)))
             last = micro == len(batches) - 1
             for k in stages:
                 with self._sync(last and k == stages[-1]), self.accelerator.autocast():
+                    clean, coarse = stage_latents(self.pyramid, latents, k)
                     part = stage_loss(
-                        self.wrapped,
-                        self.network.config,
+                        denoise,
                         self.pyramid,
-                        latents,
+                        clean,
+                        coarse,
                         k,
-                        condition,
                         batch["caption"],
                         train,
                         self.config.diffusion.prediction,
                         own,
                     )
                 self.accelerator.backward(part.loss / (len(stages) * len(batches)))
-                parts.append(StageLoss(part.loss.detach(), part.stage, part.tokens, part.alignment_gain))
+                parts.append(replace(part, loss=part.loss.detach()))
         if train.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), train.max_grad_norm)
         self.optimizer.step()
