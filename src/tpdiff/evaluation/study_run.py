@@ -17,7 +17,6 @@ from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.latency import count_flops
 from tpdiff.evaluation.samples import Sampling, sampler
 from tpdiff.evaluation.study import Study, read_result, write_result
-from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.training.objective import stage_latents, stage_loss
 from tpdiff.training.progress import Status
 from tpdiff.training.trainer import Trainer
@@ -154,8 +153,7 @@ def warm_up(trainer: Trainer) -> list[int]:
     size = trainer.config.train.batch_size
     batch = collate([trainer.dataset[i] for i in range(size)])
     latents = trainer.latents.of_batch(batch)
-    condition = trainer.conditioner.encode(batch["caption"], trainer.device)
-    denoise = plain_denoiser(trainer.wrapped, trainer.network.config, trainer.pyramid, condition)
+    denoise = trainer.trainee.denoiser(trainer.wrapped, batch["caption"], trainer.device)
     counts = []
     for stage in range(len(trainer.pyramid)):
 
@@ -170,7 +168,7 @@ def warm_up(trainer: Trainer) -> list[int]:
                     stage,
                     batch["caption"],
                     trainer.config.train,
-                    trainer.config.diffusion.prediction,
+                    trainer.trainee.prediction_type,
                     torch.Generator().manual_seed(stage),
                 )
             part.loss.backward()

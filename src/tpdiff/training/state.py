@@ -37,7 +37,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "ema_updates": trainer.ema.updates,
         "recent": trainer.recent.pack(),
         "gradient_scaler": None if scaler is None else scaler.state_dict(),
-        "captions": trainer.labels,
+        "captions": trainer.trainee.labels,
         "autoencoder": trainer.latents.identity,
         "config": trainer.config.model_dump(mode="json"),
     }
@@ -64,7 +64,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
     tensors, state = ckpt.read_checkpoint(folder)
     if "losses" not in tensors:
         raise ValueError(f"{folder} is not a training checkpoint that can be resumed: it holds no losses")
-    if state["captions"] != trainer.labels:
+    if state["captions"] != trainer.trainee.labels:
         path = trainer.config.data.path
         raise ValueError(f"{folder} was trained with other captions as classes than {path} has")
     if state["autoencoder"] != trainer.latents.identity:

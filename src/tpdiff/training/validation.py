@@ -62,10 +62,10 @@ class Validation:
         features = efficientnet_features(self.device) if wanted.distance_clips else None
         self.held_out = open_held_out(self.config)
         if self.config.condition.kind != "none":
-            trainer.conditioner.check(self.held_out.prompts)
+            trainer.trainee.check(self.held_out.prompts)
         self.reference = None if features is None else self._fit_reference(features)
         if self.reference is not None and self.config.condition.kind != "none":
-            trainer.conditioner.check([clip.source.entry.caption for clip in self.reference.clips])
+            trainer.trainee.check([clip.source.entry.caption for clip in self.reference.clips])
         _forget_after(self.out, trainer.step, self.records)
 
     @property
@@ -103,11 +103,10 @@ class Validation:
         started = time.perf_counter()
         wanted = self.config.validation
         losses = quantile_losses(
+            trainer.trainee,
             trainer.ema.network,
-            trainer.pyramid,
             self.held_out,
             trainer.latents,
-            trainer.conditioner,
             self.config,
             self.device,
             trainer.accelerator.autocast,
