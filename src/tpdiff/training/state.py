@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.config import Config
@@ -25,8 +25,9 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     The tensors: weights, averages, moments, and "losses", float64 (N, 4) of (seconds, step, stage, loss).
     """
-    tensors = {f"network.{n}": t for n, t in trainer.network.state_dict().items()}
-    tensors |= {f"ema.{n}": t for n, t in trainer.ema.network.state_dict().items()}
+    kept = kept_names(trainer.network)
+    tensors = {f"network.{n}": t for n, t in trainer.network.state_dict().items() if n in kept}
+    tensors |= {f"ema.{n}": t for n, t in trainer.ema.network.state_dict().items() if n in kept}
     tensors |= ckpt.pack_optimizer(trainer.optimizer, trainer.network)
     tensors["losses"] = torch.tensor(trainer.losses, dtype=torch.float64).reshape(-1, 4)
     scaler = trainer.accelerator.scaler
@@ -41,6 +42,11 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "autoencoder": trainer.latents.identity,
         "config": trainer.config.model_dump(mode="json"),
     }
+
+
+def kept_names(network: nn.Module) -> set[str]:
+    """Names in a network's state that training changes: not those of parameters that stay as they are."""
+    return set(network.state_dict()) - {name for name, p in network.named_parameters() if not p.requires_grad}
 
 
 def check_same_run(folder: Path, config: Config) -> None:
@@ -69,8 +75,12 @@ def restore(trainer: Trainer, folder: Path) -> None:
         raise ValueError(f"{folder} was trained with other captions as classes than {path} has")
     if state["autoencoder"] != trainer.latents.identity:
         raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")
+    kept = kept_names(trainer.network)
     for prefix, network in (("network.", trainer.network), ("ema.", trainer.ema.network)):
-        network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        if found.keys() != kept:
+            raise ValueError(f"{folder} holds other weights than are trained: {min(found.keys() ^ kept)}, for one")
+        network.load_state_dict(found, strict=False)
     ckpt.unpack_optimizer(trainer.optimizer, trainer.network, tensors)
     trainer.step, trainer.seconds, trainer.tokens = state["step"], state["seconds"], state["tokens"]
     trainer.ema.updates = state["ema_updates"]
