@@ -19,7 +19,7 @@ from tpdiff.training.config import Config
 from tpdiff.training.objective import sample_errors, stage_latents
 from tpdiff.training.randomness import sample_generators
 from tpdiff.training.setup import open_clips
-from tpdiff.training.trainee import Trainee
+from tpdiff.training.trainee import Told, Trainee
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def quantile_losses(
     Returns:
         stage -> one loss a quantile, or None where it was given up.
     """
-    pyramid = trainee.pyramid
+    pyramid = trainee.convention.pyramid
     validation, quantiles = config.validation, midpoints(config.validation.quantiles)
     totals = {k: [0.0] * len(quantiles) for k in range(len(pyramid))}
     for first in range(0, len(held_out.video), validation.batch_size):
@@ -100,7 +100,9 @@ def quantile_losses(
             return None
         numbers = range(first, min(first + validation.batch_size, len(held_out.video)))
         latents = encode(held_out.video[numbers.start : numbers.stop])
-        denoise = trainee.denoiser(network, [_told(held_out.captions[i], config) for i in numbers], device)
+        prompts = [_told(held_out.captions[i], config) for i in numbers]
+        video, drawing = held_out.video[numbers.start : numbers.stop], sample_generators(validation.seed, numbers)
+        denoise = trainee.denoiser(network, Told(prompts, video, latents, drawing))
         for k in totals:
             clean, coarse = stage_latents(pyramid, latents, k)
             generators = sample_generators(validation.seed, numbers, f"held-out stage {k}")
@@ -108,14 +110,13 @@ def quantile_losses(
                 with autocast():
                     errors = sample_errors(
                         denoise,
-                        pyramid,
+                        trainee.convention,
                         clean,
                         coarse,
                         k,
                         randn(clean.shape, generators, device),
                         torch.full((len(clean),), u, dtype=torch.float64),
                         config.train,
-                        trainee.prediction_type,
                     )
                 totals[k][j] += float(errors.double().sum())
     return {k: [total / len(held_out.video) for total in row] for k, row in totals.items()}

@@ -27,7 +27,7 @@ from tpdiff.training.randomness import micro_batch_generator, sample_generators
 from tpdiff.training.setup import check_folder, open_dataset
 from tpdiff.training.state import capture, check_same_run, restore
 from tpdiff.training.trackers import check_trackers, start_trackers
-from tpdiff.training.trainee import OwnNetwork, Trainee
+from tpdiff.training.trainee import OwnNetwork, Told, Trainee
 from tpdiff.training.validation import Validation
 
 
@@ -53,7 +53,7 @@ class Trainer:
     def __init__(self, config: Config, out: str | Path, resume: bool = False, dataset: ClipDataset | None = None):
         self.config, self.out = config, Path(out)
         self.trainee: Trainee = OwnNetwork(config)
-        self.pyramid = self.trainee.pyramid
+        self.pyramid = self.trainee.convention.pyramid
         check_trackers(config.log.trackers)
         found = check_folder(self.out, config, resume)
         if found is not None:
@@ -154,7 +154,7 @@ class Trainer:
             own = sample_generators(self.config.seed, batch["index"])
             latents = self.latents.of_batch(batch)
             prompts = self._prompts(batch["caption"], own)
-            denoise = self.trainee.denoiser(self.wrapped, prompts, self.device)
+            denoise = self.trainee.denoiser(self.wrapped, Told(prompts, batch["video"], latents, own))
             stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
             if train.all_stages:
                 stages = list(range(len(self.pyramid)))
@@ -164,13 +164,12 @@ class Trainer:
                     clean, coarse = stage_latents(self.pyramid, latents, k)
                     part = stage_loss(
                         denoise,
-                        self.pyramid,
+                        self.trainee.convention,
                         clean,
                         coarse,
                         k,
                         batch["caption"],
                         train,
-                        self.trainee.prediction_type,
                         own,
                     )
                 self.accelerator.backward(part.loss / (len(stages) * len(batches)))
