@@ -22,6 +22,7 @@ from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
 from tpdiff.training.objective import StageLoss, draw_stage, stage_latents, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
+from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.progress import Recent, Report, Status
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
 from tpdiff.training.setup import check_folder, open_dataset
@@ -52,7 +53,7 @@ class Trainer:
 
     def __init__(self, config: Config, out: str | Path, resume: bool = False, dataset: ClipDataset | None = None):
         self.config, self.out = config, Path(out)
-        self.trainee: Trainee = OwnNetwork(config)
+        self.trainee: Trainee = OwnNetwork(config) if config.pretrained is None else Pretrained(config)
         self.pyramid = self.trainee.convention.pyramid
         check_trackers(config.log.trackers)
         found = check_folder(self.out, config, resume)
@@ -69,7 +70,7 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dataset = open_dataset(config) if dataset is None else dataset
-        self.latents = Latents(config, self.pyramid.multiples, self.device, self.dataset)
+        self.latents = Latents(config, self.pyramid.multiples, self.device, self.dataset, self.trainee.autoencoder)
         self.trainee.open(self.dataset, self.latents)
         self.network: Any = self.trainee.network
         self.ema = EMA(self.network.to(self.device), train.ema_decay)

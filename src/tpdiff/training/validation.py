@@ -5,7 +5,6 @@ It draws no random number of the training's and is no part of its seconds: a run
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -145,11 +144,7 @@ class Validation:
     def _sampler(self, trainer: Trainer) -> PyramidPipeline:
         """A pipeline over the averaged weights, in bf16 where they are trained in it."""
         pipeline = trainer.pipeline()
-        if self.config.train.precision == "bf16":
-            transformer = copy.deepcopy(pipeline.transformer)
-            torch.nn.Module.to(transformer, dtype=torch.bfloat16)
-            pipeline.register_modules(transformer=transformer)
-        return pipeline
+        return pipeline.lowered(torch.bfloat16) if self.config.train.precision == "bf16" else pipeline
 
     def _write_samples(self, trainer: Trainer, pipeline: PyramidPipeline) -> list[str] | None:
         """Videos of the first captions with a `metadata.jsonl`; their paths from the run's folder on."""
