@@ -39,6 +39,8 @@ class Pretrained:
         self.config, self.wanted = config, config.pretrained
         pipe = load_stock(self.wanted.path, getattr(torch, self.wanted.dtype))
         self.pipe, self.asker = pipe, Asker(pipe, self.wanted.guidance, **self.wanted.options)
+        if self.wanted.lora is not None and not hasattr(pipe, "load_lora_weights"):
+            raise ValueError(f"{type(pipe).__name__} cannot load low-rank matrices; leave out pretrained.lora")
         check_prediction(config.train, self.asker.prediction_type)
         self.family, self.autoencoder = self.asker.family, pipe.vae
         self.name = _component(self.asker.networks, self.wanted.network)
@@ -140,16 +142,14 @@ class Pretrained:
             if not chosen:
                 some = next(iter(dict(network.named_parameters())))
                 raise ValueError(f"no parameter of {self.name} is named like {', '.join(patterns)}; one is {some}")
-            for _, p in chosen:
-                p.data = p.data.float()
-                p.requires_grad_(True)
         else:
             stages = range(len(self.convention.pyramid)) if self.wanted.lora.per_stage else [None]
             for stage in stages:
                 _add_adapter(network, self.name, self.wanted.lora, adapter_name(stage))
-            for p in network.parameters():
-                if p.requires_grad:
-                    p.data = p.data.float()
+            chosen = [(n, p) for n, p in network.named_parameters() if ".lora_" in n]
+        for _, p in chosen:
+            p.data = p.data.float()
+            p.requires_grad_(True)
         network.train()
 
     def _encoded(self, prompts: Sequence[str | None]) -> list[Condition]:

@@ -23,7 +23,7 @@ from tpdiff.training.load_config import dump_config
 from tpdiff.training.objective import StageLoss, draw_stage, stage_latents, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
 from tpdiff.training.pretrained import Pretrained
-from tpdiff.training.progress import Recent, Report, Status
+from tpdiff.training.progress import Recent, Report, Status, check_finite
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
 from tpdiff.training.setup import check_folder, open_dataset
 from tpdiff.training.state import capture, check_same_run, restore
@@ -113,6 +113,9 @@ class Trainer:
 
         A step counts from the asking for its clips; checkpoints, validation, reports and the start of the workers do
         not count.
+
+        Raises:
+            ValueError: a loss that is not a number; what was saved before stays.
         """
         self._open_stream()
         until, log = self.seconds + seconds, self.config.log
@@ -132,6 +135,7 @@ class Trainer:
             tokens *= self.accelerator.num_processes
             self.tokens += tokens
             values = [(p.stage, float(p.loss), p.alignment_gain) for p in parts]
+            check_finite(values, self.step)
             self.losses += [(self.seconds, self.step, stage, loss) for stage, loss, _ in values]
             self.recent.add(values, tokens, elapsed)
             if self.step % log.every_steps == 0 or self.done:
