@@ -209,6 +209,29 @@ def test_what_is_offloaded_is_put_away_and_the_network_stays():
     assert hasattr(pipe.transformer, "_hf_hook")
 
 
+@pytest.mark.parametrize("name", ["wan", "animatediff"])
+def test_a_compiled_network_is_asked_the_same(name):
+    case = find_case(name)
+    pipe = case.stageable()
+    plain = ask(case, asker_of(case, pipe), [0.4])
+    network = torch.compile(plain.network)
+    setattr(pipe, plain.component, network)
+    question = ask(case, asker_of(case, pipe), [0.4])
+    assert question.network is network
+    assert_same(question.kwargs, plain.kwargs)
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan", "cogvideox-picture"])
+def test_half_precision(name):
+    case = find_case(name)
+    pipe = case.stageable().to(torch.bfloat16)
+    asker = asker_of(case, pipe)
+    question = ask(case, asker, [0.4])
+    latents = question.kwargs["hidden_states"]
+    assert latents.dtype == torch.bfloat16
+    assert asker.answer(question, outputs(question)).dtype == torch.bfloat16
+
+
 def test_a_pyramid_may_come_and_go():
     case = find_case("ltx")
     pipe = case.stageable()
