@@ -1,5 +1,6 @@
 """Fine-tuning a diffusers pipeline stage by stage: whole, in part, or by low-rank matrices beside its weights."""
 
+import copy
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from typing import Any
@@ -81,6 +82,22 @@ class Pretrained:
 
         return denoise
 
+    def original(self, told: Told) -> Denoiser | None:
+        if self.config.train.distillation == 0:
+            return None
+        if self._frozen is not None:
+            return self.denoiser(self._frozen, told)
+        denoise = self.denoiser(self.network, told)
+
+        def without_matrices(x: Tensor, t: Tensor, stage: int) -> Tensor:
+            self.network.disable_adapters()
+            try:
+                return denoise(x, t, stage)
+            finally:
+                self.network.enable_adapters()
+
+        return without_matrices
+
     def pipeline(self, network: nn.Module) -> TunedPipeline:
         data, adapters = self.config.data, list(getattr(network, "peft_config", {}))
         told = Tuned(
@@ -134,6 +151,8 @@ class Pretrained:
                 if name == "vae":
                     component.float()
         network = self.network
+        follows = self.config.train.distillation > 0 and self.wanted.lora is None
+        self._frozen = copy.deepcopy(network).eval() if follows else None
         if self.wanted.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if self.wanted.lora is None:

@@ -159,7 +159,8 @@ class Trainer:
             own = sample_generators(self.config.seed, batch["index"])
             latents = self.latents.of_batch(batch)
             prompts = self._prompts(batch["caption"], own)
-            denoise = self.trainee.denoiser(self.wrapped, Told(prompts, batch["video"], latents, own))
+            told = Told(prompts, batch["video"], latents, own)
+            denoise, original = self.trainee.denoiser(self.wrapped, told), self.trainee.original(told)
             stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
             if train.all_stages:
                 stages = list(range(len(self.pyramid)))
@@ -176,6 +177,7 @@ class Trainer:
                         batch["caption"],
                         train,
                         own,
+                        original,
                     )
                 self.accelerator.backward(part.loss / (len(stages) * len(batches)))
                 parts.append(replace(part, loss=part.loss.detach()))
