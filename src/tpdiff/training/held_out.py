@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tpdiff.models.conditioning import Conditioner
 from tpdiff.pyramid.noise import randn
 from tpdiff.pyramid.stages import Pyramid
+from tpdiff.training.clean import Clean, clean_pair
 from tpdiff.training.config import Config
 from tpdiff.training.objective import sample_errors
 from tpdiff.training.randomness import sample_generators
@@ -72,7 +73,7 @@ def quantile_losses(
     network: nn.Module,
     pyramid: Pyramid,
     held_out: HeldOut,
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[[Tensor], Clean],
     conditioner: Conditioner,
     config: Config,
     device: torch.device,
@@ -85,7 +86,7 @@ def quantile_losses(
         network: the denoiser, in inference mode.
         pyramid: the stages.
         held_out: the clips.
-        encode: uint8 clips (B, 3, T, H, W) to latents.
+        encode: uint8 clips (B, 3, T, H, W) to latents, at full size or of each stage.
         conditioner: captions to keyword arguments of the network.
         config: the run; its section `validation` says how many quantiles and which seed.
         device: where the network is.
@@ -104,8 +105,7 @@ def quantile_losses(
         latents = encode(held_out.video[numbers.start : numbers.stop])
         condition = conditioner.encode([_told(held_out.captions[i], config) for i in numbers], device)
         for k in totals:
-            clean = pyramid.down(latents, k)
-            coarse = pyramid.down(latents, k + 1) if k + 1 < len(pyramid) else None
+            clean, coarse = clean_pair(pyramid, latents, k)
             generators = sample_generators(validation.seed, numbers, f"held-out stage {k}")
             for j, u in enumerate(quantiles):
                 with autocast():

@@ -14,6 +14,7 @@ from tpdiff.pyramid.schedule import FlowMatchingSchedule, Schedule, VariancePres
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.targets import check_prediction_type
 from tpdiff.sampling.denoiser import network_inputs
+from tpdiff.training.clean import Clean, clean_pair
 from tpdiff.training.config import Config, TrainConfig
 
 
@@ -78,7 +79,7 @@ def stage_loss(
     network: Callable[..., Any],
     network_config: Any,
     pyramid: Pyramid,
-    latents: Tensor,
+    latents: Clean,
     stage: int,
     condition: Mapping[str, Tensor],
     captions: Sequence[Hashable],
@@ -92,7 +93,7 @@ def stage_loss(
         network: the denoiser, possibly wrapped for distribution.
         network_config: its configuration.
         pyramid: the stages.
-        latents: clean latents or pixels at full size, (B, C, T, H, W).
+        latents: clean latents or pixels at full size, (B, C, T, H, W), or those of each stage.
         stage: k.
         condition: keyword arguments of the network, B rows each.
         captions: one a clip, for alignment within equal captions.
@@ -100,8 +101,7 @@ def stage_loss(
         prediction_type: what the network predicts.
         generator: one, or one a clip; every draw comes from it, on the CPU.
     """
-    clean = pyramid.down(latents, stage)
-    coarse = pyramid.down(latents, stage + 1) if stage + 1 < len(pyramid) else None
+    clean, coarse = clean_pair(pyramid, latents, stage)
     noise, gain = draw_noise(clean, captions, config, generator)
     u = draw_times(len(clean), config.timestep_density, generator)
     errors = sample_errors(

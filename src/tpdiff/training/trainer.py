@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from tpdiff.data import ClipDataset
+from tpdiff.data import ClipDataset, ShardDataset
 from tpdiff.files import write_whole
 from tpdiff.models.conditioning import LabelCondition
 from tpdiff.models.memory import keep_freed_memory
@@ -19,6 +19,7 @@ from tpdiff.models.video_dit import VideoDiT
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.batches import open_batches
+from tpdiff.training.cache_settings import open_source
 from tpdiff.training.config import Config
 from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
@@ -27,7 +28,7 @@ from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stag
 from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
 from tpdiff.training.progress import Recent, Report, Status
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
-from tpdiff.training.setup import build_conditioner, check_folder, check_sizes, frame_rate, open_dataset
+from tpdiff.training.setup import build_conditioner, check_folder, check_sizes, frame_rate, known_text
 from tpdiff.training.state import capture, check_same_run, restore
 from tpdiff.training.trackers import check_trackers, start_trackers
 from tpdiff.training.validation import Validation
@@ -52,7 +53,9 @@ class Trainer:
         ValueError: anything about the configuration, the data or the folder that cannot work.
     """
 
-    def __init__(self, config: Config, out: str | Path, resume: bool = False, dataset: ClipDataset | None = None):
+    def __init__(
+        self, config: Config, out: str | Path, resume: bool = False, dataset: ClipDataset | ShardDataset | None = None
+    ):
         self.config, self.out = config, Path(out)
         self.pyramid = build_pyramid(config)
         if config.model.autoencoder is None:
@@ -71,8 +74,8 @@ class Trainer:
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.dataset = open_dataset(config) if dataset is None else dataset
-        self.conditioner = build_conditioner(config, self.dataset.captions)
+        self.dataset = open_source(config) if dataset is None else dataset
+        self.conditioner = build_conditioner(config, self.dataset)
         self.latents = Latents(config, self.pyramid.multiples, self.device, self.dataset)
         self.latent_shape = self.latents.shape
         self.network = self._build_network()
@@ -156,7 +159,7 @@ class Trainer:
             own = sample_generators(self.config.seed, batch["index"])
             latents = self.latents.of_batch(batch)
             prompts = self._prompts(batch["caption"], own)
-            condition = self.conditioner.encode(prompts, self.device)
+            condition = self.conditioner.encode(prompts, self.device, known_text(batch))
             stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
             if train.all_stages:
                 stages = list(range(len(self.pyramid)))
