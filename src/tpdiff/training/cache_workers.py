@@ -42,7 +42,7 @@ def make_shards(
 
     Raises:
         ValueError, OSError: what a worker could not do (a full disk, say).
-        RuntimeError: a worker died.
+        ChildProcessError: a worker died.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -54,19 +54,25 @@ def make_shards(
             team[ours] = context.Process(target=_work, args=(config, buckets, out, number, theirs), daemon=True)
             team[ours].start()
             theirs.close()
-            ours.send(waiting.pop())
+            with _noticing_death(team[ours]):
+                ours.send(waiting.pop())
         busy = list(team)
         while busy:
             shards, files, encoded = [], 0, 0
             for pipe in wait(busy, AWAKE):
                 assert isinstance(pipe, Connection)
-                shard, more_files, more_clips = _hear(pipe, team[pipe])
+                with _noticing_death(team[pipe]):
+                    message = pipe.recv()
+                if isinstance(message, Exception):
+                    raise message
+                shard, more_files, more_clips = message
                 files, encoded = files + more_files, encoded + more_clips
                 if shard is None:
                     continue
                 shards.append(shard)
                 if waiting and not stop():
-                    pipe.send(waiting.pop())
+                    with _noticing_death(team[pipe]):
+                        pipe.send(waiting.pop())
                 else:
                     busy.remove(pipe)
             yield Update(tuple(shards), files, encoded)
@@ -87,17 +93,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _hear(pipe: Connection, process: Any) -> tuple[str | None, int, int]:
+@contextmanager
+def _noticing_death(process: Any) -> Iterator[None]:
     try:
-        message = pipe.recv()
-    except EOFError:
+        yield
+    except (EOFError, ConnectionError):
         process.join()
-        raise RuntimeError(
+        raise ChildProcessError(
             f"a process that encodes died (exit code {process.exitcode}); what it had finished is kept"
         ) from None
-    if isinstance(message, Exception):
-        raise message
-    return message
 
 
 def _work(config: Config, buckets: Buckets, out: Path, number: int, pipe: Connection) -> None:

@@ -42,6 +42,11 @@ class DataConfig(Section):
     workers: int = Field(0, ge=0)
     max_bad_share: float = Field(0.1, ge=0, le=1)
 
+    @field_validator("path", mode="before")
+    @classmethod
+    def _none_is_no_path(cls, value: object) -> object:
+        return "" if value is None else value
+
     @model_validator(mode="before")
     @classmethod
     def _reads_buckets(cls, values: Any) -> Any:

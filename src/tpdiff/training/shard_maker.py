@@ -173,9 +173,13 @@ def _is_of(receipt: dict[str, Any], sources: Sequence[Source]) -> bool:
 
 
 def _starts(length: int, bucket: Bucket, most: int | None) -> Sequence[int]:
-    """First frames of a video's clips: `most`, evenly spread; None: one after another, without overlap."""
+    """First frames of a video's clips: `most`, evenly spread; None: one after another, without overlap, but one picture
+    alone.
+    """
     last = length - bucket.frames
-    return range(0, last + 1, bucket.frames) if most is None else legal_starts(last + 1, most)
+    if most is None:
+        return range(0, last + 1, bucket.frames if bucket.frames > 1 else length)
+    return legal_starts(last + 1, most)
 
 
 def _sample(facts: dict[str, Any], latents: bytes, states: bytes | None) -> bytes:
