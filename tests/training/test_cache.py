@@ -100,11 +100,11 @@ def test_webdataset_reads_them(made):
     out = made()
     shards = [str(path) for path in sorted(out.glob("shard-*.tar"))]
     read = list(webdataset.WebDataset(shards, shardshuffle=False))
-    assert {sample["__key__"] for sample in read} == {unpack_key(facts) for facts, _ in samples(out).values()}
+    assert {sample["__key__"] for sample in read} == {key_of(facts) for facts, _ in samples(out).values()}
     assert all(load(sample["latents.safetensors"])["stage0"].shape == (4, 3, 4, 4) for sample in read)
 
 
-def unpack_key(facts):
+def key_of(facts):
     from tpdiff.data.shard_files import digest_of
 
     return f"{digest_of(facts['source']['path'].encode())[:16]}-{facts['start']:06d}"
