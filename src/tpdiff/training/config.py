@@ -2,13 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from tpdiff.training.pretrained_config import PretrainedConfig
+from tpdiff.training.section import Section
 
 
 class DataConfig(Section):
@@ -91,43 +88,6 @@ class ModelConfig(Section):
         return self.model_dump(exclude={"autoencoder", "latent_scale", "stage_embedding", "gradient_checkpointing"})
 
 
-class LoraConfig(Section):
-    """Low-rank matrices beside the linear layers named by `targets` (ends of their names), in place of the weights
-    themselves. `alpha` None: the rank, so that their product counts once. `per_stage` gives every stage its own.
-    """
-
-    rank: int = Field(16, ge=1)
-    alpha: float | None = Field(None, gt=0)
-    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    per_stage: bool = False
-
-
-class PretrainedConfig(Section):
-    """A diffusers pipeline to train on from, in place of the sections `model` and `diffusion`, which are its own.
-
-    `network` is the component to train; None: the only one that predicts. `trainable` are patterns of names of its
-    parameters (`*motion_modules*`); `lora` trains low-rank matrices instead. What is not trained is kept in `dtype`,
-    what is in float32. `guidance` is told to networks that embed it; None: their pipeline's default. `options` are
-    further arguments of its call (`max_sequence_length`).
-    """
-
-    path: str = Field(coerce_numbers_to_str=True)
-    network: str | None = None
-    trainable: list[str] = Field(["*"], min_length=1)
-    lora: LoraConfig | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    guidance: float | None = None
-    gradient_checkpointing: bool = False
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "PretrainedConfig":
-        if self.lora is not None and self.trainable != ["*"]:
-            raise ValueError("pretrained.lora trains its own matrices alone; leave out pretrained.trainable")
-        return self
-
-
 class ConditionConfig(Section):
     """What the captions become: nothing, one class a distinct caption, or text for cross-attention."""
 
@@ -155,7 +115,7 @@ class PyramidConfig(Section):
     `causal_time` None: as the autoencoder of a pretrained pipeline, otherwise no.
     """
 
-    factors: list[tuple[int, int, int]] = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
+    factors: list[tuple[int, int, int]] = Field([(1, 1, 1), (2, 1, 1), (4, 1, 1)])
     ends: list[float] | None = None
     starts: list[float] | None = None
     resize: str = "haar"
@@ -209,7 +169,7 @@ class TrainConfig(Section):
 class LogConfig(Section):
     """What a run leaves behind. `trackers` are accelerate's, by name: tensorboard, wandb, trackio, ..."""
 
-    trackers: list[str] = []
+    trackers: list[str] = Field([])
     every_steps: int = Field(10, ge=1)
     checkpoint_every_steps: int | None = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)

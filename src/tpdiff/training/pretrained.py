@@ -19,9 +19,10 @@ from tpdiff.sampling.loop import Denoiser
 from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name, load_stock
 from tpdiff.schedulers.runs import start_level
 from tpdiff.training.clean import clean_pair
-from tpdiff.training.config import Config, LoraConfig, check_prediction
+from tpdiff.training.config import Config, check_prediction
 from tpdiff.training.latents import Latents
 from tpdiff.training.objective import Convention, staged
+from tpdiff.training.pretrained_config import LoraConfig
 from tpdiff.training.setup import frame_rate
 from tpdiff.training.trainee import Told
 

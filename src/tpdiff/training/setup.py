@@ -10,7 +10,8 @@ from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition,
 from tpdiff.models.text import load_text_encoder
 from tpdiff.pyramid.geometry import check_video_size
 from tpdiff.training import checkpoint as ckpt
-from tpdiff.training.config import Config, DataConfig, Section
+from tpdiff.training.config import Config, DataConfig
+from tpdiff.training.section import Section
 
 
 def open_dataset(config: Config, **options: Any) -> ClipDataset:
