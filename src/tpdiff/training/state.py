@@ -13,8 +13,10 @@ from torch import Tensor
 
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.config import Config
+from tpdiff.training.distribution import check_same_start
 from tpdiff.training.load_config import build_config, config_difference
 from tpdiff.training.setup import may_change
+from tpdiff.training.shards import load_whole
 
 if TYPE_CHECKING:
     from tpdiff.training.trainer import Trainer
@@ -26,7 +28,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     The tensors: weights, averages, moments, and "losses", float64 (N, 4) of (seconds, step, stage, loss).
     """
     tensors = {f"network.{n}": t for n, t in trainer.network.state_dict().items()}
-    tensors |= {f"ema.{n}": t for n, t in trainer.ema.network.state_dict().items()}
+    tensors |= {f"ema.{n}": t for n, t in trainer.ema.tensors().items()}
     tensors |= ckpt.pack_optimizer(trainer.optimizer, trainer.network)
     tensors["losses"] = torch.tensor(trainer.losses, dtype=torch.float64).reshape(-1, 4)
     scaler = trainer.accelerator.scaler
@@ -62,6 +64,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
         ValueError: it cannot be read, or is of other captions or another autoencoder.
     """
     tensors, state = ckpt.read_checkpoint(folder)
+    check_same_start(trainer.accelerator, state["step"])
     if "losses" not in tensors:
         raise ValueError(f"{folder} is not a training checkpoint that can be resumed: it holds no losses")
     if state["captions"] != trainer.labels:
@@ -69,8 +72,8 @@ def restore(trainer: Trainer, folder: Path) -> None:
         raise ValueError(f"{folder} was trained with other captions as classes than {path} has")
     if state["autoencoder"] != trainer.latents.identity:
         raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")
-    for prefix, network in (("network.", trainer.network), ("ema.", trainer.ema.network)):
-        network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    load_whole(trainer.network, tensors.below("network."))
+    trainer.ema.load(tensors.below("ema."))
     ckpt.unpack_optimizer(trainer.optimizer, trainer.network, tensors)
     trainer.step, trainer.seconds, trainer.tokens = state["step"], state["seconds"], state["tokens"]
     trainer.ema.updates = state["ema_updates"]
