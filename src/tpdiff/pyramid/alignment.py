@@ -117,7 +117,7 @@ def align(
     rows = np.arange(len(products))
     columns = rows
     if method == "assignment":
-        columns = assign(products, [rows] if condition is None else _groups(condition, processes, clean.device))
+        columns = assign(products, [list(rows)] if condition is None else _groups(condition, processes, clean.device))
     own_columns = columns[processes.process_index :: processes.num_processes].copy()
     chosen = everyone[torch.from_numpy(own_columns).to(everyone.device)]
     own_energy = torch.tensor([_energy(clean) + _energy(noise)], dtype=torch.float64, device=clean.device)

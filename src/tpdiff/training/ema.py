@@ -47,7 +47,7 @@ class EMA:
         """Begin the average of a sharded network with its present weights."""
         for name, p in network.named_parameters():
             assert isinstance(p, DTensor)
-            rows = p.detach().to_local().to(self.device or p.device, torch.float32, copy=True)
+            rows = own_rows(p.detach()).to(self.device or p.device, torch.float32, copy=True)
             self._rows[name] = sharded_as(rows, p)
 
     @torch.no_grad()

@@ -130,10 +130,11 @@ class Trainer:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             values = [(p.stage, float(p.loss), p.alignment_gain) for p in parts]
-            elapsed, self.stop_requested, values = agree(
+            elapsed, self._stop_agreed, values = agree(
                 self.accelerator, self.clock() - started, self.stop_requested, values
             )
-            self._stop_agreed = self.stop_requested
+            if self._stop_agreed:
+                self.stop_requested = True
             self.seconds += elapsed
             self.step += 1
             tokens = sum(p.positions for p in parts) // math.prod(self.config.model.patch_size)
