@@ -82,3 +82,19 @@ def test_the_average_follows_but_never_leads():
         assert not torch.equal(average, old)
         assert not average.requires_grad
     assert not ema.network.training
+
+
+def test_frozen_parameters_are_shared_and_keep_their_dtype():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to(torch.bfloat16)
+    network[0].requires_grad_(False)
+    ema = EMA(network, 0.5)
+    ema.update(network)
+    assert ema.network[0].weight is network[0].weight
+    assert network[0].weight.dtype == torch.bfloat16
+    assert ema.network[1].weight is not network[1].weight
+    assert ema.network[1].weight.dtype == torch.float32
+    assert network[1].weight.requires_grad and not ema.network[1].weight.requires_grad
+    with torch.no_grad():
+        network[1].weight.fill_(2)
+    ema.update(network)
+    assert float(ema.network[1].weight.detach().min()) == pytest.approx(2, abs=0.02)

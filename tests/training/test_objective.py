@@ -9,7 +9,15 @@ from tpdiff.models.video_dit import VideoDiT
 from tpdiff.pyramid import VariancePreservingSchedule
 from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.training.load_config import build_config
-from tpdiff.training.objective import build_pyramid, draw_noise, draw_stage, draw_times, stage_latents, stage_loss
+from tpdiff.training.objective import (
+    Convention,
+    build_pyramid,
+    draw_noise,
+    draw_stage,
+    draw_times,
+    stage_latents,
+    stage_loss,
+)
 
 BATCH, CHANNELS, FRAMES, SIZE = 3, 3, 8, 8
 CAPTIONS = ["a", "b", "a"]
@@ -46,13 +54,12 @@ def loss_of(network, config, stage=0, x=None, condition=None, seed=11):
     clean, coarse = stage_latents(pyramid, latents() if x is None else x, stage)
     return stage_loss(
         denoise=plain_denoiser(network, network.config, pyramid, condition or {}),
-        pyramid=pyramid,
+        convention=Convention(pyramid, config.diffusion.prediction),
         clean=clean,
         coarse=coarse,
         stage=stage,
         captions=CAPTIONS,
         config=config.train,
-        prediction_type=config.diffusion.prediction,
         generator=torch.Generator().manual_seed(seed),
     )
 

@@ -447,7 +447,7 @@ def test_what_trains_with_plain_stages_over_causal_latents_can_be_sampled(tiny, 
         "train.steps=1",
     )
     trainer = trained(config, tmp_path / "run")
-    assert trainer.latent_shape == (4, 4, 4, 4)
+    assert trainer.latents.shape == (4, 4, 4, 4)
     assert trainer.pipeline()(None, steps=3).frames.shape == (1, 13, 32, 32, 3)
 
 

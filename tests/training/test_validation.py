@@ -43,11 +43,10 @@ def assert_same_training(a, b):
 def measured(trainer, **options):
     held_out = open_held_out(trainer.config)
     return quantile_losses(
+        trainer.trainee,
         trainer.ema.network,
-        trainer.pyramid,
         held_out,
         trainer.latents,
-        trainer.conditioner,
         trainer.config,
         trainer.device,
         trainer.accelerator.autocast,
@@ -98,7 +97,7 @@ def test_the_loss_is_that_of_the_averaged_weights_at_the_quantiles(tiny, tmp_pat
     from tpdiff.training.randomness import sample_generators
 
     generators = sample_generators(0, range(4), "held-out stage 0")
-    labels = torch.tensor([trainer.labels.index(c) for c in held_out.captions])
+    labels = torch.tensor([trainer.trainee.labels.index(c) for c in held_out.captions])
     wanted = []
     for u in midpoints(3):
         noise = torch.cat([torch.randn(1, *x.shape[1:], generator=g) for g in generators])

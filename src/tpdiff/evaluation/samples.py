@@ -1,6 +1,5 @@
 """Samples of a model in numbers: batch by batch, each clip by its own seed."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,12 +29,7 @@ class Sampling:
 
 def sampler(trainer: Trainer) -> PyramidPipeline:
     """A pipeline over a copy of the averaged weights, in the precision it was trained in."""
-    pipeline = trainer.pipeline()
-    dtype = torch.bfloat16 if trainer.config.train.precision == "bf16" else torch.float32
-    transformer = copy.deepcopy(pipeline.transformer)
-    torch.nn.Module.to(transformer, dtype=dtype)
-    pipeline.register_modules(transformer=transformer)
-    return pipeline
+    return trainer.pipeline().lowered(torch.bfloat16 if trainer.config.train.precision == "bf16" else torch.float32)
 
 
 def sampled_clips(

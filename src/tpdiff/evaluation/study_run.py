@@ -17,9 +17,10 @@ from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.latency import count_flops
 from tpdiff.evaluation.samples import Sampling, sampler
 from tpdiff.evaluation.study import Study, read_result, write_result
-from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.training.objective import stage_latents, stage_loss
 from tpdiff.training.progress import Status
+from tpdiff.training.randomness import sample_generators
+from tpdiff.training.trainee import Told
 from tpdiff.training.trainer import Trainer
 
 Tell = Callable[[str, Status], None]
@@ -154,8 +155,8 @@ def warm_up(trainer: Trainer) -> list[int]:
     size = trainer.config.train.batch_size
     batch = collate([trainer.dataset[i] for i in range(size)])
     latents = trainer.latents.of_batch(batch)
-    condition = trainer.conditioner.encode(batch["caption"], trainer.device)
-    denoise = plain_denoiser(trainer.wrapped, trainer.network.config, trainer.pyramid, condition)
+    told = Told(batch["caption"], batch["video"], latents, sample_generators(trainer.config.seed, batch["index"]))
+    denoise = trainer.trainee.denoiser(trainer.wrapped, told)
     counts = []
     for stage in range(len(trainer.pyramid)):
 
@@ -164,13 +165,12 @@ def warm_up(trainer: Trainer) -> list[int]:
                 clean, coarse = stage_latents(trainer.pyramid, latents, stage)
                 part = stage_loss(
                     denoise,
-                    trainer.pyramid,
+                    trainer.trainee.convention,
                     clean,
                     coarse,
                     stage,
                     batch["caption"],
                     trainer.config.train,
-                    trainer.config.diffusion.prediction,
                     torch.Generator().manual_seed(stage),
                 )
             part.loss.backward()

@@ -32,6 +32,7 @@ ANIMATEDIFF = register_family(
         patch=unets.patch,
         causal_vae=False,
         defaults=unets.defaults,
+        networks=unets.networks,
         limits=_limits,
         stage_options=_own_noise,
         positions="sums of sines over frames, from 0 at every stage; none over height and width",

@@ -18,6 +18,7 @@ from tpdiff.pyramid.stages import Pyramid
 
 Size = tuple[int, int, int]
 Shape = tuple[int, int, int]
+Span = tuple[float, float]
 MODULES = ("wan", "cogvideox", "ltx", "hunyuan", "mochi", "animatediff", "modelscope")
 
 
@@ -31,6 +32,10 @@ def _anything(pipe: Any, pyramid: Pyramid) -> None:
 
 def _nothing(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
     return {}
+
+
+def _one_transformer(pipe: Any) -> dict[str, Span]:
+    return {"transformer": (0.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class Family:
         stage_options: (pipe, (T, H, W) factors, the call's arguments) -> arguments that differ in that stage.
         given_latents: (pipe, what `prepare_latents` made for this stage, latents in the pipeline's layout) -> what it
             should have made, so that the stage starts from the latents; by default they replace the first of the made.
+        networks: pipe -> the components that predict, and the (least, greatest) time in [0, 1] that each is asked at.
+        shared: names of the network's arguments that are tensors without a batch axis.
+        picture_kept: pipe -> whether a `first_frame` pipeline overwrites that frame by the picture's own latents, so
+            that nothing is predicted there; otherwise the picture is a condition beside the latents.
         check: (pipe, pyramid) -> raises ValueError for a pyramid that this pipeline's weights cannot be run in.
         positions: how the network is told where frames and pixels are; for the documentation.
     """
@@ -69,6 +78,9 @@ class Family:
     pack: Callable[[Any, Tensor, Shape], Tensor] = _as_they_are
     stage_options: Callable[[Any, Ratio, Mapping[str, Any]], dict[str, Any]] = _nothing
     given_latents: Callable[[Any, Any, Tensor], Any] | None = None
+    networks: Callable[[Any], Mapping[str, Span]] = _one_transformer
+    shared: tuple[str, ...] = ()
+    picture_kept: Callable[[Any], bool] = lambda pipe: False
     check: Callable[[Any, Pyramid], None] = _anything
     positions: str = "whole numbers at every stage's own size"
 
@@ -81,6 +93,17 @@ class Family:
     def filling(self, pipe: Any, size: Size) -> int:
         """Latent frames that the pipeline puts before the first one, to fill its patches."""
         return -self.latent_size(pipe, size)[0] % self.patch(pipe)[0]
+
+    def from_picture(self, pipe: Any) -> bool:
+        """Whether the pipeline is given its first frame."""
+        return any(kind.__name__ in self.first_frame for kind in type(pipe).__mro__)
+
+    def start_from(self, pipe: Any, made: Any, latents: Tensor) -> Any:
+        """What `prepare_latents` made, its noise replaced by latents in the pipeline's layout."""
+        latents = latents.to(made[0] if isinstance(made, tuple) else made)
+        if self.given_latents is not None:
+            return self.given_latents(pipe, made, latents)
+        return (latents, *made[1:]) if isinstance(made, tuple) else latents
 
     def pixel_size(self, pipe: Any, latent: Shape) -> Size:
         """(t, h, w) of the latents -> (num_frames, height, width) in pixels."""

@@ -60,6 +60,7 @@ COGVIDEOX = register_family(
         limits=_limits,
         unpack=_frames_second,
         pack=_frames_second,
+        shared=("ofs",),
         check=_check,
         positions="sums of sines (2b) or rotary (5b, 1.5) at every stage's own size; learned ones (5b from a picture) "
         "at the network's own number of frames, and sums of sines in their place at any other, as in stock",

@@ -53,6 +53,7 @@ LTX = register_family(
         pack=_pack,
         stage_options=_slower,
         given_latents=_after_the_picture,
+        picture_kept=lambda pipe: True,
         positions="seconds and pixels: coarse frames lie further apart, coarse pixels do not",
     )
 )

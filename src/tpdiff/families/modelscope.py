@@ -11,6 +11,7 @@ MODELSCOPE = register_family(
         patch=unets.patch,
         causal_vae=False,
         defaults=unets.defaults,
+        networks=unets.networks,
         positions="none",
     )
 )

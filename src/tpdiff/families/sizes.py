@@ -25,7 +25,7 @@ def stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> list
     Raises:
         ValueError: a size that the autoencoder, the patches or some stage cannot hold, with the nearest legal one.
     """
-    _check_limits(pipe, family, pyramid, size)
+    check_limits(pipe, family, pyramid, size)
     check_whole(pipe, family, pyramid, size, (0, 1, 2))
     full = (1, 1, *family.latent_size(pipe, size))
     shapes = (pyramid.stage_shape(full, k)[2:] for k in range(len(pyramid)))
@@ -42,7 +42,7 @@ def check_whole(pipe: Any, family: Family, pyramid: Pyramid, size: Size, axes: C
     check_video_size(size, multiples, patch, ratio, causal, family.causal_vae)
 
 
-def _check_limits(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> None:
+def check_limits(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> None:
     """Refuse a size that the network has no positions for."""
     limits = family.limits(pipe)
     for axis, (name, value) in enumerate(zip(AXIS_NAMES, size, strict=True)):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tpdiff.families.base import Size
+from tpdiff.families.base import Size, Span
 
 
 def vae_ratio(pipe: Any) -> Size:
@@ -21,3 +21,8 @@ def defaults(pipe: Any) -> Mapping[str, int]:
     """The height and width of training."""
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
     return {"height": side, "width": side}
+
+
+def networks(pipe: Any) -> Mapping[str, Span]:
+    """One, at all times."""
+    return {"unet": (0.0, 1.0)}

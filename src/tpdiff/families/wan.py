@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tpdiff.families.base import Family, Size, register_family
+from tpdiff.families.base import Family, Size, Span, register_family
 
 
 def _vae_ratio(pipe: Any) -> Size:
@@ -16,6 +16,13 @@ def _patch(pipe: Any) -> Size:
     return t, h, w
 
 
+def _networks(pipe: Any) -> dict[str, Span]:
+    boundary = pipe.config.boundary_ratio
+    if boundary is None:
+        return {"transformer": (0.0, 1.0)}
+    return {"transformer": (boundary, 1.0), "transformer_2": (0.0, boundary)}
+
+
 WAN = register_family(
     Family(
         name="wan",
@@ -23,5 +30,7 @@ WAN = register_family(
         vae_ratio=_vae_ratio,
         patch=_patch,
         first_frame=("WanImageToVideoPipeline",),
+        networks=_networks,
+        picture_kept=lambda pipe: pipe.config.expand_timesteps,
     )
 )

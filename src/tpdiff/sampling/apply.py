@@ -67,9 +67,9 @@ def apply_pyramid(
         raise ValueError("give a pyramid: the pipeline's scheduler is not a PyramidScheduler that holds one")
     if not isinstance(pyramid, Pyramid):
         pyramid = Pyramid(schedule_of(base), pyramid, causal_time=family.causal_vae)
-    kind = type(thing).__mro__[2] if isinstance(thing, _Pyramidal) else type(thing)
+    kind = stock_class(thing)
     over_time = any(factors[0] > 1 for factors in pyramid.factors)
-    if over_time and not pyramid.causal_time and _names(kind) & set(family.first_frame):
+    if over_time and not pyramid.causal_time and family.from_picture(thing):
         raise ValueError(
             f"{kind.__name__} is given its first frame, which must not be averaged with others: "
             "build the pyramid with causal_time=True"
@@ -94,9 +94,14 @@ def remove_pyramid(pipe: Pipe) -> Pipe:
     if isinstance(thing, _Pyramidal):
         if isinstance(thing.scheduler, PyramidScheduler):  # else another was put in its place since, which stays
             thing.scheduler = thing._pyramid_call.base
-        thing.__class__ = type(thing).__mro__[2]
+        thing.__class__ = stock_class(thing)
         del thing._pyramid_call
     return pipe
+
+
+def stock_class(pipe: Any) -> type:
+    """The class of a pipeline without its pyramid."""
+    return type(pipe).__mro__[2] if isinstance(pipe, _Pyramidal) else type(pipe)
 
 
 class _Call:
@@ -194,12 +199,7 @@ class _Pyramidal:
         bound = inspect.signature(stock).bind(*args, **kwargs)
         if "generator" in bound.arguments:
             bound.arguments["generator"] = _clones(bound.arguments["generator"])
-        made = stock(*bound.args, **bound.kwargs)
-        first = made[0] if isinstance(made, tuple) else made
-        latents = call.latents.to(first)
-        if call.family.given_latents is not None:
-            return call.family.given_latents(self, made, latents)
-        return (latents, *made[1:]) if isinstance(made, tuple) else latents
+        return call.family.start_from(self, stock(*bound.args, **bound.kwargs), call.latents)
 
     def maybe_free_model_hooks(self) -> None:
         """At the end of the last stage only."""
@@ -256,10 +256,6 @@ def _key(value: Any) -> Any:
         return tuple(map(_key, value))
     plain = isinstance(value, str | int | float | bool | torch.device | torch.dtype | type(None))
     return value if plain else id(value)
-
-
-def _names(kind: type) -> set[str]:
-    return {one.__name__ for one in kind.__mro__}
 
 
 def _each_stage(scale: Any, stages: int) -> list[Any]:

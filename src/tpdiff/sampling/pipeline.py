@@ -1,5 +1,6 @@
 """PyramidPipeline: a trained pyramidal model with everything it needs to make videos, in diffusers' layout."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.denoiser import guided_denoiser
 from tpdiff.sampling.loop import Progress, sample_pyramid
+from tpdiff.sampling.tuned import TOLD, load_tuned
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
@@ -103,14 +105,18 @@ class PyramidPipeline(DiffusionPipeline):
         self._conditioner: Conditioner | None = None
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "PyramidPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load what `save_pretrained` or `tpdiff train` wrote; of a run's folder, the newest checkpoint.
+
+        A diffusers pipeline that was fine-tuned comes as a `TunedPipeline`, which is called alike.
 
         Raises:
             FileNotFoundError: no pipeline in the folder, or no checkpoint in the run.
-            ValueError: weights of another network.
+            ValueError: weights of another network, or the pipeline that was fine-tuned is not where it was.
         """
         folder = newest_checkpoint(Path(pretrained_model_name_or_path))
+        if (folder / TOLD).is_file():
+            return load_tuned(folder)
         pipeline = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
         absent = [name for name, p in pipeline.transformer.named_parameters() if p.is_meta]
         if absent:
@@ -135,6 +141,14 @@ class PyramidPipeline(DiffusionPipeline):
             encoder, tokenizer = load_text_encoder(self.config.text_source)
             self.register_modules(text_encoder=encoder.to(self.device), tokenizer=tokenizer)
         return TextCondition(self.text_encoder, self.tokenizer, self.config.max_text_length)
+
+    def lowered(self, dtype: torch.dtype) -> "PyramidPipeline":
+        """The same over a copy of the network in another precision."""
+        other = copy.copy(self)
+        transformer = copy.deepcopy(self.transformer)
+        torch.nn.Module.to(transformer, dtype=dtype)
+        other.register_modules(transformer=transformer)
+        return other
 
     @torch.no_grad()
     def __call__(
@@ -239,12 +253,16 @@ def newest_checkpoint(folder: Path) -> Path:
     Raises:
         FileNotFoundError: neither is there.
     """
-    if (folder / "model_index.json").is_file():
+    if _holds_model(folder):
         return folder
-    steps = sorted(p for p in (folder / "checkpoints").glob("step-*") if (p / "model_index.json").is_file())
+    steps = sorted(p for p in (folder / "checkpoints").glob("step-*") if _holds_model(p))
     if not steps:
         raise FileNotFoundError(
             f"no model in {folder}: expected a folder that `tpdiff train` or save_pretrained wrote "
             "(model_index.json, or checkpoints/step-*)"
         )
     return steps[-1]
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("model_index.json", TOLD))

@@ -59,8 +59,26 @@ def start_level(base: Any, pyramid: Pyramid, k: int) -> Level:
     start = pyramid.stages[k].start_level
     if not has_whole_times(base):
         return start
+    return pyramid.schedule.level(float(times_told(base, torch.tensor(start.t, dtype=torch.float64))))
+
+
+def times_told(base: Any, t: Tensor) -> Tensor:
+    """Times in [0, 1] that the network can be told: t, or the next noisier whole timesteps' (MATH 3), float64."""
+    if not has_whole_times(base):
+        return t.double()
     last = base.config.num_train_timesteps - 1
-    return pyramid.schedule.level(min(math.ceil(start.t * last - 1e-9), last) / last)
+    rounding = max(1e-9, last * torch.finfo(t.dtype).eps)
+    return (t.double() * last - rounding).ceil().clamp(0, last) / last
+
+
+def native_times(base: Any, t: Tensor) -> Tensor:
+    """What the network is told at times t in [0, 1]: whole timesteps int64, others float32."""
+    train = base.config.num_train_timesteps
+    if is_flow(base):
+        t = 1 - t if base.config.get("invert_sigmas") else t
+        return (t * train).to(torch.float32)
+    index = t * (train - 1)
+    return index.round().to(torch.int64) if has_whole_times(base) else index.to(torch.float32)
 
 
 def levels_walked(base: Any, run: Run) -> Tensor:
@@ -96,9 +114,4 @@ def _told(base: Any, pyramid: Pyramid, k: int, levels: Sequence[Level], policy: 
     if policy == "pyramid_flow":
         lengths = [stage.start - stage.end for stage in pyramid.stages]
         t = (sum(lengths[:k]) + t - pyramid.stages[k].end) / sum(lengths)
-    train = base.config.num_train_timesteps
-    if is_flow(base):
-        t = 1 - t if base.config.get("invert_sigmas") else t
-        return (t * train).to(torch.float32)
-    index = t * (train - 1)
-    return index.round().to(torch.int64) if has_whole_times(base) else index.to(torch.float32)
+    return native_times(base, t)

@@ -58,6 +58,43 @@ class ModelConfig(Section):
         return self.model_dump(exclude={"autoencoder", "latent_scale", "stage_embedding", "gradient_checkpointing"})
 
 
+class LoraConfig(Section):
+    """Low-rank matrices beside the linear layers named by `targets` (ends of their names), in place of the weights
+    themselves. `alpha` None: the rank, so that their product counts once. `per_stage` gives every stage its own.
+    """
+
+    rank: int = Field(16, ge=1)
+    alpha: float | None = Field(None, gt=0)
+    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    per_stage: bool = False
+
+
+class PretrainedConfig(Section):
+    """A diffusers pipeline to train on from, in place of the sections `model` and `diffusion`, which are its own.
+
+    `network` is the component to train; None: the only one that predicts. `trainable` are patterns of names of its
+    parameters (`*motion_modules*`); `lora` trains low-rank matrices instead. What is not trained is kept in `dtype`,
+    what is in float32. `guidance` is told to networks that embed it; None: their pipeline's default. `options` are
+    further arguments of its call (`max_sequence_length`).
+    """
+
+    path: str = Field(coerce_numbers_to_str=True)
+    network: str | None = None
+    trainable: list[str] = Field(["*"], min_length=1)
+    lora: LoraConfig | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    guidance: float | None = None
+    gradient_checkpointing: bool = False
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "PretrainedConfig":
+        if self.lora is not None and self.trainable != ["*"]:
+            raise ValueError("pretrained.lora trains its own matrices alone; leave out pretrained.trainable")
+        return self
+
+
 class ConditionConfig(Section):
     """What the captions become: nothing, one class a distinct caption, or text for cross-attention."""
 
@@ -80,13 +117,16 @@ class DiffusionConfig(Section):
 
 
 class PyramidConfig(Section):
-    """The stages, finest first; see `tpdiff.pyramid.Pyramid`."""
+    """The stages, finest first; see `tpdiff.pyramid.Pyramid`.
+
+    `causal_time` None: as the autoencoder of a pretrained pipeline, otherwise no.
+    """
 
     factors: list[tuple[int, int, int]] = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
     ends: list[float] | None = None
     starts: list[float] | None = None
     resize: str = "haar"
-    causal_time: bool = False
+    causal_time: bool | None = None
 
 
 class TrainConfig(Section):
@@ -183,6 +223,7 @@ class Config(Section):
 
     seed: int = Field(0, ge=0)
     data: DataConfig
+    pretrained: PretrainedConfig | None = None
     model: ModelConfig = ModelConfig()
     condition: ConditionConfig = ConditionConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -192,6 +233,17 @@ class Config(Section):
     validation: ValidationConfig = ValidationConfig()
 
     @model_validator(mode="after")
+    def _is_one_model(self) -> "Config":
+        if self.pretrained is None:
+            return self
+        for section in ("model", "diffusion"):
+            if getattr(self, section) != type(getattr(self, section))():
+                raise ValueError(f"{section} describes a new network; with pretrained, leave the section out")
+        if self.condition.kind == "label":
+            raise ValueError("condition.kind=label is for new networks; with pretrained, nearest: text or none")
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         stages = 1 if self.train.method == "vanilla" else len(self.pyramid.factors)
         weights = self.train.stage_weights
@@ -199,17 +251,27 @@ class Config(Section):
             raise ValueError(
                 f"train.stage_weights needs {stages} weights >= 0, coarsest stage first, not all zero; got {weights}"
             )
-        if self.train.target == "per_stage" and self.diffusion.prediction != "flow_prediction":
-            raise ValueError("train.target=per_stage is defined for diffusion.prediction_type=flow_prediction only")
-        if self.train.loss_space is not None and self.diffusion.prediction != "sample":
-            raise ValueError("train.loss_space is defined for diffusion.prediction_type=sample only")
-        if self.data.latents != "none" and self.model.autoencoder is None:
+        if self.pretrained is None:
+            check_prediction(self.train, self.diffusion.prediction)
+        if self.data.latents != "none" and self.model.autoencoder is None and self.pretrained is None:
             raise ValueError(
                 f"data.latents={self.data.latents} keeps what model.autoencoder encodes; set that, or none"
             )
         if self.data.latents == "disk" and self.data.cache_dir is None:
             raise ValueError("data.latents=disk needs data.cache_dir, the folder to keep them in")
         return self
+
+
+def check_prediction(train: TrainConfig, prediction_type: str) -> None:
+    """Refuse what is not defined for what a network predicts.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if train.target == "per_stage" and prediction_type != "flow_prediction":
+        raise ValueError("train.target=per_stage is defined for diffusion.prediction_type=flow_prediction only")
+    if train.loss_space is not None and prediction_type != "sample":
+        raise ValueError("train.loss_space is defined for diffusion.prediction_type=sample only")
 
 
 def _are_shares(weights: list[float], count: int) -> bool:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     DistributedType,
     FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
@@ -25,13 +26,14 @@ from accelerate.utils import (
 PATIENCE = timedelta(hours=3)  # the others wait while the main process validates and writes
 
 
-def open_accelerator(precision: str, trackers: Sequence[str], out: Path) -> Accelerator:
+def open_accelerator(precision: str, trackers: Sequence[str], out: Path, idle_weights: bool = False) -> Accelerator:
     """The accelerator of a run, as `accelerate launch` (or torchrun) configured its processes.
 
     Args:
         precision: "no", "bf16" or "fp16".
         trackers: accelerate's, by name.
         out: the run's folder, where they write.
+        idle_weights: some trained weights may have no part in a step, as those of another stage have none.
 
     Raises:
         ValueError: processes that do not see each other, or a way of distribution that is not supported.
@@ -43,7 +45,7 @@ def open_accelerator(precision: str, trackers: Sequence[str], out: Path) -> Acce
         mixed_precision=precision,
         log_with=list(trackers) or None,
         project_dir=str(out),
-        kwargs_handlers=[patience],
+        kwargs_handlers=[patience, DistributedDataParallelKwargs(find_unused_parameters=idle_weights)],
     )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:

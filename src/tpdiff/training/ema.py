@@ -20,15 +20,17 @@ class EMA:
     arXiv 2312.02696 (section 3.1): it spans the same share of a run however long the run is, and the initial weights
     never enter.
 
+    Parameters that do not ask for gradients are not copied: both networks share them.
+
     Args:
         network: followed, not sharded yet.
         decay: β in [0, 1); 0 keeps the last weights.
-        device: where the average is kept; None: where the network is.
-        sharded: the network will be sharded; `follow` says when it is. Every process then keeps the average of its
+        device: where the averages are kept; None: where the network is.
+        sharded: the network will be sharded; `follow` says when it is. Every process then keeps the averages of its
             own rows.
 
     Attributes:
-        network: the averaged network. A sharded average has its weights within `whole` only, on the main process.
+        network: the averaged network. A sharded one has its weights within `whole` only, on the main process.
     """
 
     def __init__(
@@ -37,67 +39,89 @@ class EMA:
         self.decay = decay
         self.updates = 0
         self.device = device
-        shared = {id(p): _no_weights(p) for p in network.parameters()} if sharded else {}
-        self.network = copy.deepcopy(network, shared).float().eval().requires_grad_(False)
-        if not sharded and device is not None:
-            self.network.to(device)
-        self._rows: dict[str, DTensor] = {}
+        shared = {id(p): p for p in network.parameters() if not p.requires_grad}
+        if sharded:
+            shared = {id(p): _without_weights(p) for p in network.parameters()}
+        self.network = copy.deepcopy(network, shared).eval()
+        averages = trained(self.network)
+        for p in averages.values():
+            p.data = p.data.to(None if sharded else device, torch.float32)
+        self.network.requires_grad_(False)
+        self._averages: dict[str, Tensor] = dict(averages)
+        self._sharded: nn.Module | None = None
 
     def follow(self, network: nn.Module) -> None:
-        """Begin the average of a sharded network with its present weights."""
-        for name, p in network.named_parameters():
+        """Begin the averages of a network that was sharded, with its present weights."""
+        self._sharded = network
+        for name, p in trained(network).items():
             assert isinstance(p, DTensor)
             rows = own_rows(p.detach()).to(self.device or p.device, torch.float32, copy=True)
-            self._rows[name] = sharded_as(rows, p)
+            self._averages[name] = sharded_as(rows, p)
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Take in the network's present weights."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 - 1 / self.updates) ** POWER)
-        averages = [own_rows(t) for t in (self._rows.values() or self.network.parameters())]
-        present = [
-            own_rows(p.detach()).to(a.device).float() for a, p in zip(averages, network.parameters(), strict=True)
-        ]
-        torch._foreach_lerp_(averages, present, weight)
+        followed = trained(network)
+        averages = [own_rows(self._averages[name]) for name in followed]
+        weights = [own_rows(p.detach()) for p in followed.values()]
+        values = [w.to(average.device).float() for w, average in zip(weights, averages, strict=True)]
+        torch._foreach_lerp_(averages, values, weight)
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(buffer)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The average by name, each process's own rows of what is sharded."""
-        return {**self.network.state_dict(), **self._rows}
+        """The averaged network's state by name; of what is sharded, this process's rows."""
+        return {**self.network.state_dict(), **self._averages}
 
+    @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` gave, whole."""
-        held = {name: tensors[name] for name in tensors if name not in self._rows}
-        self.network.load_state_dict(held, strict=not self._rows)
-        for name, average in self._rows.items():
+        """Put back what `tensors` gave of averages and buffers, each whole."""
+        buffers = {name: tensors[name] for name in tensors if name not in self._averages}
+        self.network.load_state_dict(buffers, strict=False)
+        for name, average in self._averages.items():
             own_rows(average).copy_(own_rows(part_of(tensors[name], average)))
 
     @contextmanager
-    def whole(self, main: bool = True, device: torch.device | str | None = None) -> Iterator[None]:
-        """While active, `network` has all its weights, on `device`. Collective where they are sharded.
+    def whole(self, main: bool, device: torch.device | str | None = None) -> Iterator[None]:
+        """While active, `network` has all its weights. Collective where they are sharded.
 
         Args:
-            main: whether this process needs them: a sharded average is put together there.
-            device: None: where the average is kept, and of a sharded one the processor's memory.
+            main: whether this process needs them: a sharded network is put together there.
+            device: where they are wanted; None: wherever they are kept, those of a sharded network on the CPU.
         """
-        if self._rows:
-            absent = self.network.state_dict()
-            for name, average in self._rows.items():
-                full = whole(sharded_as(own_rows(average).to(average.device_mesh.device_type), average))
-                if main:
-                    self.network.load_state_dict({name: full.to(device or "cpu")}, strict=False, assign=True)
-        elif device is not None:
-            self.network.to(device)
+        before = self.network.state_dict()
+        lent: set[str] = set()
+        for name, tensor in self._elsewhere(device):
+            if main:
+                self.network.load_state_dict({name: tensor}, strict=False, assign=True)
+                lent.add(name)
         try:
             yield
         finally:
-            if self._rows:
-                self.network.load_state_dict(absent, assign=True)
-            elif device is not None and self.device is not None:
-                self.network.to(self.device)
+            self.network.load_state_dict({name: before[name] for name in lent}, strict=False, assign=True)
+
+    def _elsewhere(self, device: torch.device | str | None) -> Iterator[tuple[str, Tensor]]:
+        """What `network` does not have on a device: all weights of a sharded network, averages kept apart."""
+        if self._sharded is not None:
+            for name, p in self._sharded.named_parameters():
+                yield name, whole(_on_mesh(self._averages.get(name, p.detach()))).to(device or "cpu")
+        elif self.device is not None and device is not None:
+            yield from ((name, average.to(device)) for name, average in self._averages.items())
 
 
-def _no_weights(p: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that ask for gradients, by name."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def _without_weights(p: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+
+
+def _on_mesh(tensor: Tensor) -> Tensor:
+    """A sharded tensor on the device over which its rows can be gathered."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return sharded_as(own_rows(tensor).to(tensor.device_mesh.device_type), tensor)

@@ -14,14 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpdiff.models.conditioning import Conditioner
 from tpdiff.pyramid.noise import randn
-from tpdiff.pyramid.stages import Pyramid
-from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.training.config import Config
 from tpdiff.training.objective import sample_errors, stage_latents
 from tpdiff.training.randomness import sample_generators
 from tpdiff.training.setup import open_clips
+from tpdiff.training.trainee import Told, Trainee
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,10 @@ def midpoints(count: int) -> list[float]:
 
 @torch.no_grad()
 def quantile_losses(
+    trainee: Trainee,
     network: nn.Module,
-    pyramid: Pyramid,
     held_out: HeldOut,
     encode: Callable[[Tensor], Tensor],
-    conditioner: Conditioner,
     config: Config,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -83,11 +80,10 @@ def quantile_losses(
     """Mean loss over the clips at every quantile of every stage, without alignment and with every caption told.
 
     Args:
-        network: the denoiser, in inference mode.
-        pyramid: the stages.
+        trainee: what is trained.
+        network: its averaged weights, in inference mode.
         held_out: the clips.
         encode: uint8 clips (B, 3, T, H, W) to latents.
-        conditioner: captions to keyword arguments of the network.
         config: the run; its section `validation` says how many quantiles and which seed.
         device: where the network is.
         autocast: precision of the forward pass.
@@ -96,6 +92,7 @@ def quantile_losses(
     Returns:
         stage -> one loss a quantile, or None where it was given up.
     """
+    pyramid = trainee.convention.pyramid
     validation, quantiles = config.validation, midpoints(config.validation.quantiles)
     totals = {k: [0.0] * len(quantiles) for k in range(len(pyramid))}
     for first in range(0, len(held_out.video), validation.batch_size):
@@ -103,8 +100,9 @@ def quantile_losses(
             return None
         numbers = range(first, min(first + validation.batch_size, len(held_out.video)))
         latents = encode(held_out.video[numbers.start : numbers.stop])
-        condition = conditioner.encode([_told(held_out.captions[i], config) for i in numbers], device)
-        denoise = plain_denoiser(network, network.config, pyramid, condition)
+        prompts = [_told(held_out.captions[i], config) for i in numbers]
+        video, drawing = held_out.video[numbers.start : numbers.stop], sample_generators(validation.seed, numbers)
+        denoise = trainee.denoiser(network, Told(prompts, video, latents, drawing))
         for k in totals:
             clean, coarse = stage_latents(pyramid, latents, k)
             generators = sample_generators(validation.seed, numbers, f"held-out stage {k}")
@@ -112,14 +110,13 @@ def quantile_losses(
                 with autocast():
                     errors = sample_errors(
                         denoise,
-                        pyramid,
+                        trainee.convention,
                         clean,
                         coarse,
                         k,
                         randn(clean.shape, generators, device),
                         torch.full((len(clean),), u, dtype=torch.float64),
                         config.train,
-                        config.diffusion.prediction,
                     )
                 totals[k][j] += float(errors.double().sum())
     return {k: [total / len(held_out.video) for total in row] for k, row in totals.items()}

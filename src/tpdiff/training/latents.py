@@ -30,6 +30,7 @@ class Latents:
         coarsest: (T, H, W) stride of the coarsest stage.
         device: where the autoencoder works.
         dataset: its clips; None keeps no latents, whatever the configuration says.
+        autoencoder: in place of the configuration's; whoever brings it has checked the sizes.
 
     Raises:
         ValueError: no autoencoder there, a clip size that it, the patches or some stage cannot hold, or more latents
@@ -42,17 +43,22 @@ class Latents:
         coarsest: tuple[int, int, int],
         device: torch.device,
         dataset: ClipDataset | None = None,
+        autoencoder: Any = None,
     ):
         data, channels = config.data, 3
         self.autoencoder: Any = None
         self.identity: str | None = None
         self.ratio = (1, 1, 1)
         self.scale, self.device = config.model.latent_scale, device
-        if config.model.autoencoder is not None:
+        if autoencoder is not None:
+            self.autoencoder = autoencoder.to(device)
+        elif config.model.autoencoder is not None:
             self.autoencoder = load_autoencoder(config.model.autoencoder).to(device)
+        if self.autoencoder is not None:
             self.identity = fingerprint(self.autoencoder)
             channels, self.ratio = compression(self.autoencoder)
-        check_sizes(config, coarsest, self.ratio)
+        if autoencoder is None:
+            check_sizes(config, coarsest, self.ratio)
         t, h, w = self.ratio
         frames = 1 + (data.frames - 1) // t if t > 1 else data.frames
         self.shape = (channels, frames, data.height // h, data.width // w)

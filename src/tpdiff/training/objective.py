@@ -1,6 +1,6 @@
 """The stage-wise objective (TPDiff Algorithm 2), of which plain diffusion training is the case of one stage."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,28 @@ from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.targets import check_prediction_type
 from tpdiff.sampling.loop import Denoiser
 from tpdiff.training.config import Config, TrainConfig
+
+
+def as_drawn(t: Tensor, stage: int) -> Tensor:
+    """Times that a network can be told whatever they are."""
+    return t
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a network is asked and what it answers.
+
+    Attributes:
+        pyramid: its stages.
+        prediction_type: what it predicts.
+        times: (drawn times (B,), stage) -> those that it can be told.
+        given: latent frames at the beginning that it is given, so that nothing is predicted there.
+    """
+
+    pyramid: Pyramid
+    prediction_type: str
+    times: Callable[[Tensor, int], Tensor] = as_drawn
+    given: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,12 +69,20 @@ def build_pyramid(config: Config) -> Pyramid:
         raise ValueError(
             "diffusion.zero_terminal_snr belongs to schedule ddim; flow matching ends in pure noise anyway"
         )
-    if config.train.method == "vanilla":
-        pyramid = Pyramid(schedule, causal_time=config.pyramid.causal_time)
-    else:
-        pyramid = Pyramid(schedule, **config.pyramid.model_dump())
+    pyramid = staged(config, schedule, bool(config.pyramid.causal_time))
     check_prediction_type(config.diffusion.prediction, pyramid.stages[-1].start_level)
     return pyramid
+
+
+def staged(config: Config, schedule: Schedule, causal_time: bool) -> Pyramid:
+    """The configured stages on a noise schedule; the vanilla method's is one.
+
+    Raises:
+        ValueError: illegal stages.
+    """
+    if config.train.method == "vanilla":
+        return Pyramid(schedule, causal_time=causal_time)
+    return Pyramid(schedule, **{**config.pyramid.model_dump(), "causal_time": causal_time})
 
 
 def draw_stage(pyramid: Pyramid, weights: Sequence[float] | None, generator: torch.Generator) -> int:
@@ -80,13 +110,12 @@ def stage_latents(pyramid: Pyramid, latents: Tensor, stage: int) -> tuple[Tensor
 
 def stage_loss(
     denoise: Denoiser,
-    pyramid: Pyramid,
+    convention: Convention,
     clean: Tensor,
     coarse: Tensor | None,
     stage: int,
     captions: Sequence[Hashable],
     config: TrainConfig,
-    prediction_type: str,
     generator: torch.Generator | Sequence[torch.Generator],
     processes: Processes = ALONE,
 ) -> StageLoss:
@@ -94,32 +123,30 @@ def stage_loss(
 
     Args:
         denoise: the network with its conditions, with gradients.
-        pyramid: the stages.
+        convention: what it is asked and answers.
         clean: clean latents or pixels at stage k's size, (B, C, T, H, W).
         coarse: the same at stage k + 1's; None for the coarsest.
         stage: k.
         captions: one a clip, for alignment within equal captions.
         config: alignment, timestep density, target.
-        prediction_type: what the network predicts.
         generator: one, or one a clip; every draw comes from it, on the CPU.
         processes: those among which the noises are assigned.
     """
     noise, gain = draw_noise(clean, captions, config, generator, processes)
     u = draw_times(len(clean), config.timestep_density, generator)
-    errors = sample_errors(denoise, pyramid, clean, coarse, stage, noise, u, config, prediction_type)
+    errors = sample_errors(denoise, convention, clean, coarse, stage, noise, u, config)
     return StageLoss(errors.mean(), stage, clean[:, 0].numel(), gain)
 
 
 def sample_errors(
     denoise: Denoiser,
-    pyramid: Pyramid,
+    convention: Convention,
     clean: Tensor,
     coarse: Tensor | None,
     stage: int,
     noise: Tensor,
     u: Tensor,
     config: TrainConfig,
-    prediction_type: str,
 ) -> Tensor:
     """The loss of every clip, (B,), at given noise and times.
 
@@ -129,11 +156,12 @@ def sample_errors(
 
     The others are `stage_loss`'s.
     """
-    t = pyramid.times(u, stage).to(clean.device, torch.float32)
+    pyramid = convention.pyramid
+    t = convention.times(pyramid.times(u, stage), stage).to(clean.device, torch.float32)
     pair = pyramid.pair(clean, coarse, noise, stage)
-    target = pair.target(t, prediction_type, per_stage=config.target == "per_stage")
+    target = pair.target(t, convention.prediction_type, per_stage=config.target == "per_stage")
     prediction = denoise(pair.at(t), t, stage)
-    error = (prediction.float() - target).square().flatten(1).mean(1)
+    error = (prediction.float() - target)[:, :, convention.given :].square().flatten(1).mean(1)
     return error * loss_weight(pyramid.schedule, t, config.loss_space)
 
 

@@ -10,10 +10,9 @@ from tpdiff.training.config import TrainConfig
 
 
 def build_optimizer(network: nn.Module, train: TrainConfig | AutoencoderTrainConfig) -> torch.optim.Optimizer:
-    """AdamW over all parameters, in one fused pass."""
-    return torch.optim.AdamW(
-        network.parameters(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
-    )
+    """AdamW over all parameters that ask for gradients, in one fused pass."""
+    asking = [p for p in network.parameters() if p.requires_grad]
+    return torch.optim.AdamW(asking, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
 
 
 def spent(train: TrainConfig | AutoencoderTrainConfig, step: int, seconds: float) -> float:

@@ -50,7 +50,7 @@ def build_conditioner(config: Config, captions: list[str]) -> Conditioner:
 def check_sizes(config: Config, coarsest: tuple[int, int, int], ratio: tuple[int, int, int] = (1, 1, 1)) -> None:
     """Refuse a clip size that the autoencoder (compression `ratio`), the patches or some stage cannot hold."""
     size = (config.data.frames, config.data.height, config.data.width)
-    causal = config.pyramid.causal_time
+    causal = bool(config.pyramid.causal_time)
     check_video_size(size, coarsest, config.model.patch_size, ratio, causal, causal_vae=ratio[0] > 1)
 
 

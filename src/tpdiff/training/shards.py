@@ -30,9 +30,9 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def load_whole(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """`load_state_dict` of whole tensors into a network that may be sharded."""
+    """Put whole tensors into a network that may be sharded, by name; what has none stays."""
     own = network.state_dict()
-    network.load_state_dict({n: part_of(tensors[n], own[n]) if n in own else tensors[n] for n in tensors})
+    network.load_state_dict({name: part_of(tensors[name], own[name]) for name in tensors}, strict=False)
 
 
 def place_among(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:

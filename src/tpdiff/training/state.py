@@ -5,11 +5,12 @@ Random numbers are not among them: they are keyed (`tpdiff.training.randomness`)
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.config import Config
@@ -27,8 +28,9 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     The tensors: weights, averages, moments, and "losses", float64 (N, 4) of (seconds, step, stage, loss).
     """
-    tensors = {f"network.{n}": t for n, t in trainer.network.state_dict().items()}
-    tensors |= {f"ema.{n}": t for n, t in trainer.ema.tensors().items()}
+    kept = kept_names(trainer.network)
+    tensors = {f"network.{n}": t for n, t in trainer.network.state_dict().items() if n in kept}
+    tensors |= {f"ema.{n}": t for n, t in trainer.ema.tensors().items() if n in kept}
     tensors |= ckpt.pack_optimizer(trainer.optimizer, trainer.network)
     tensors["losses"] = torch.tensor(trainer.losses, dtype=torch.float64).reshape(-1, 4)
     scaler = trainer.accelerator.scaler
@@ -39,10 +41,15 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "ema_updates": trainer.ema.updates,
         "recent": trainer.recent.pack(),
         "gradient_scaler": None if scaler is None else scaler.state_dict(),
-        "captions": trainer.labels,
+        "captions": trainer.trainee.labels,
         "autoencoder": trainer.latents.identity,
         "config": trainer.config.model_dump(mode="json"),
     }
+
+
+def kept_names(network: nn.Module) -> set[str]:
+    """Names in a network's state that training changes: not those of parameters that stay as they are."""
+    return set(network.state_dict()) - {name for name, p in network.named_parameters() if not p.requires_grad}
 
 
 def check_same_run(folder: Path, config: Config) -> None:
@@ -67,13 +74,17 @@ def restore(trainer: Trainer, folder: Path) -> None:
     check_same_start(trainer.accelerator, state["step"])
     if "losses" not in tensors:
         raise ValueError(f"{folder} is not a training checkpoint that can be resumed: it holds no losses")
-    if state["captions"] != trainer.labels:
+    if state["captions"] != trainer.trainee.labels:
         path = trainer.config.data.path
         raise ValueError(f"{folder} was trained with other captions as classes than {path} has")
     if state["autoencoder"] != trainer.latents.identity:
         raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")
-    load_whole(trainer.network, tensors.below("network."))
-    trainer.ema.load(tensors.below("ema."))
+    kept = kept_names(trainer.network)
+    for prefix, load in (("network.", partial(load_whole, trainer.network)), ("ema.", trainer.ema.load)):
+        found = tensors.below(prefix)
+        if found.keys() != kept:
+            raise ValueError(f"{folder} holds other weights than are trained: {min(found.keys() ^ kept)}, for one")
+        load(found)
     ckpt.unpack_optimizer(trainer.optimizer, trainer.network, tensors)
     trainer.step, trainer.seconds, trainer.tokens = state["step"], state["seconds"], state["tokens"]
     trainer.ema.updates = state["ema_updates"]

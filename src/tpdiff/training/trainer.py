@@ -12,11 +12,7 @@ from accelerate.utils import set_seed
 
 from tpdiff.data import ClipDataset
 from tpdiff.files import write_whole
-from tpdiff.models.conditioning import LabelCondition
 from tpdiff.models.memory import keep_freed_memory
-from tpdiff.models.video_dit import VideoDiT
-from tpdiff.sampling.denoiser import plain_denoiser
-from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.batches import open_batches
 from tpdiff.training.config import Config
@@ -24,13 +20,15 @@ from tpdiff.training.distribution import agree, all_or_none, open_accelerator, s
 from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
-from tpdiff.training.objective import StageLoss, build_pyramid, draw_stage, stage_latents, stage_loss
+from tpdiff.training.objective import StageLoss, draw_stage, stage_latents, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
+from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.progress import Recent, Report, Status
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
-from tpdiff.training.setup import build_conditioner, check_folder, check_sizes, frame_rate, open_dataset
+from tpdiff.training.setup import check_folder, open_dataset
 from tpdiff.training.state import capture, check_same_run, restore
 from tpdiff.training.trackers import check_trackers, start_trackers
+from tpdiff.training.trainee import OwnNetwork, Told, Trainee
 from tpdiff.training.validation import Validation
 
 
@@ -55,25 +53,24 @@ class Trainer:
 
     def __init__(self, config: Config, out: str | Path, resume: bool = False, dataset: ClipDataset | None = None):
         self.config, self.out = config, Path(out)
-        self.pyramid = build_pyramid(config)
-        if config.model.autoencoder is None:
-            check_sizes(config, self.pyramid.multiples)
+        self.trainee: Trainee = OwnNetwork(config) if config.pretrained is None else Pretrained(config)
+        self.pyramid = self.trainee.convention.pyramid
         check_trackers(config.log.trackers)
         found = check_folder(self.out, config, resume)
         if found is not None:
             check_same_run(found, config)
         set_seed(config.seed)
         train = config.train
-        self.accelerator = open_accelerator(train.precision, config.log.trackers, self.out)
+        idle = config.pretrained is not None
+        self.accelerator = open_accelerator(train.precision, config.log.trackers, self.out, idle)
         self.share = share_of(train.batch_size, self.accelerator.num_processes)
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dataset = open_dataset(config) if dataset is None else dataset
-        self.conditioner = build_conditioner(config, self.dataset.captions)
-        self.latents = Latents(config, self.pyramid.multiples, self.device, self.dataset)
-        self.latent_shape = self.latents.shape
-        self.network = self._build_network()
+        self.latents = Latents(config, self.pyramid.multiples, self.device, self.dataset, self.trainee.autoencoder)
+        self.trainee.open(self.dataset, self.latents)
+        self.network: Any = self.trainee.network
         sharded, kept = self.accelerator.is_fsdp2, "cpu" if train.ema_device == "cpu" else None
         self.ema = EMA(self.network if sharded else self.network.to(self.device), train.ema_decay, kept, sharded)
         optimizer = build_optimizer(self.network, train)
@@ -137,7 +134,7 @@ class Trainer:
                 self.stop_requested = True
             self.seconds += elapsed
             self.step += 1
-            tokens = sum(p.positions for p in parts) // math.prod(self.config.model.patch_size)
+            tokens = sum(p.positions for p in parts) // math.prod(self.trainee.patch_size)
             tokens *= self.accelerator.num_processes
             self.tokens += tokens
             self.losses += [(self.seconds, self.step, stage, loss) for stage, loss, _ in values]
@@ -163,8 +160,7 @@ class Trainer:
             own = sample_generators(self.config.seed, batch["index"])
             latents = self.latents.of_batch(batch)
             prompts = self._prompts(batch["caption"], own)
-            condition = self.conditioner.encode(prompts, self.device)
-            denoise = plain_denoiser(self.wrapped, self.network.config, self.pyramid, condition)
+            denoise = self.trainee.denoiser(self.wrapped, Told(prompts, batch["video"], latents, own))
             stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
             if train.all_stages:
                 stages = list(range(len(self.pyramid)))
@@ -174,13 +170,12 @@ class Trainer:
                     clean, coarse = stage_latents(self.pyramid, latents, k)
                     part = stage_loss(
                         denoise,
-                        self.pyramid,
+                        self.trainee.convention,
                         clean,
                         coarse,
                         k,
                         batch["caption"],
                         train,
-                        self.config.diffusion.prediction,
                         own,
                         self.accelerator,
                     )
@@ -195,28 +190,9 @@ class Trainer:
 
     # Results
 
-    def pipeline(self) -> PyramidPipeline:
+    def pipeline(self) -> Any:
         """A pipeline over the averaged weights, as they are now."""
-        condition, data = self.config.condition, self.config.data
-        return PyramidPipeline(
-            self.ema.network,  # type: ignore[arg-type]
-            vae=self.latents.autoencoder,
-            pyramid=self.pyramid.config(),
-            prediction_type=self.config.diffusion.prediction,
-            per_stage_target=self.config.train.target == "per_stage",
-            default_size=[data.frames, data.height, data.width],
-            latent_ratio=self.latents.ratio,
-            latent_scale=self.config.model.latent_scale,
-            fps=data.fps or frame_rate(self.dataset),
-            labels=self.labels,
-            text_source=condition.encoder if condition.kind == "text" else None,
-            max_text_length=condition.max_length,
-        )
-
-    @property
-    def labels(self) -> list[str] | None:
-        """Captions in class order, for a label condition."""
-        return self.conditioner.labels if isinstance(self.conditioner, LabelCondition) else None
+        return self.trainee.pipeline(self.ema.network)
 
     def save(self) -> Path:
         """Write a checkpoint of this moment; returns its folder. Collective: every process calls it.
@@ -252,19 +228,6 @@ class Trainer:
             self.accelerator.end_training()
 
     # Inside
-
-    def _build_network(self) -> VideoDiT:
-        model = self.config.model
-        network = VideoDiT(
-            in_channels=self.latent_shape[0],
-            num_stages=len(self.pyramid) if model.stage_embedding else None,
-            causal_time=self.config.pyramid.causal_time,
-            **model.network(),
-            **self.conditioner.network_config(),
-        )
-        if model.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        return network
 
     def _prompts(self, captions: list[str], generators: list[torch.Generator]) -> list[str | None]:
         """Captions, of which some are dropped to None."""

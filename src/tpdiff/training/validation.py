@@ -5,7 +5,6 @@ It draws no random number of the training's and is no part of its seconds: a run
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -62,10 +61,10 @@ class Validation:
         features = efficientnet_features(self.device) if wanted.distance_clips else None
         self.held_out = open_held_out(self.config)
         if self.config.condition.kind != "none":
-            trainer.conditioner.check(self.held_out.prompts)
+            trainer.trainee.check(self.held_out.prompts)
         self.reference = None if features is None else self._fit_reference(features)
         if self.reference is not None and self.config.condition.kind != "none":
-            trainer.conditioner.check([clip.source.entry.caption for clip in self.reference.clips])
+            trainer.trainee.check([clip.source.entry.caption for clip in self.reference.clips])
         _forget_after(self.out, trainer.step, self.records)
 
     @property
@@ -105,11 +104,10 @@ class Validation:
         started = time.perf_counter()
         wanted = self.config.validation
         losses = quantile_losses(
+            trainer.trainee,
             trainer.ema.network,
-            trainer.pyramid,
             self.held_out,
             trainer.latents,
-            trainer.conditioner,
             self.config,
             self.device,
             trainer.accelerator.autocast,
@@ -148,11 +146,7 @@ class Validation:
     def _sampler(self, trainer: Trainer) -> PyramidPipeline:
         """A pipeline over the averaged weights, in bf16 where they are trained in it."""
         pipeline = trainer.pipeline()
-        if self.config.train.precision == "bf16":
-            transformer = copy.deepcopy(pipeline.transformer)
-            torch.nn.Module.to(transformer, dtype=torch.bfloat16)
-            pipeline.register_modules(transformer=transformer)
-        return pipeline
+        return pipeline.lowered(torch.bfloat16) if self.config.train.precision == "bf16" else pipeline
 
     def _write_samples(self, trainer: Trainer, pipeline: PyramidPipeline) -> list[str] | None:
         """Videos of the first captions with a `metadata.jsonl`; their paths from the run's folder on."""

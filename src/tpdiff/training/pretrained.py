@@ -1,0 +1,215 @@
+"""Fine-tuning a diffusers pipeline stage by stage: whole, in part, or by low-rank matrices beside its weights."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftConfig
+from PIL import Image
+from torch import Tensor, nn
+
+from tpdiff.data import ClipDataset
+from tpdiff.families.sizes import stage_sizes
+from tpdiff.pyramid.noise import randn
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.sampling.asking import Asker, Condition
+from tpdiff.sampling.loop import Denoiser
+from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name, load_stock
+from tpdiff.schedulers.runs import start_level
+from tpdiff.training.config import Config, LoraConfig, check_prediction
+from tpdiff.training.latents import Latents
+from tpdiff.training.objective import Convention, staged
+from tpdiff.training.setup import frame_rate
+from tpdiff.training.trainee import Told
+
+
+class Pretrained:
+    """A network of a diffusers pipeline: a `Trainee`.
+
+    Args:
+        config: the run, with its section `pretrained`.
+
+    Raises:
+        ValueError: no such pipeline, component or parameters, or sizes and stages that it cannot hold.
+    """
+
+    def __init__(self, config: Config):
+        assert config.pretrained is not None
+        self.config, self.wanted = config, config.pretrained
+        pipe = load_stock(self.wanted.path, getattr(torch, self.wanted.dtype))
+        self.pipe, self.asker = pipe, Asker(pipe, self.wanted.guidance, **self.wanted.options)
+        check_prediction(config.train, self.asker.prediction_type)
+        self.family, self.autoencoder = self.asker.family, pipe.vae
+        self.name = _component(self.asker.networks, self.wanted.network)
+        self.network: Any = self.asker.networks[self.name]
+        self.span = self.asker.spans[self.name]
+        self.patch_size = self.family.patch(pipe)
+        pyramid = self._pyramid()
+        given = self.family.from_picture(pipe) and self.family.picture_kept(pipe)
+        self.convention = Convention(pyramid, self.asker.prediction_type, self._times, int(given))
+        data = config.data
+        stage_sizes(pipe, self.family, pyramid, (data.frames, data.height, data.width))
+        self._check_span()
+        self._conditions: dict[str | None, Condition] = {}
+        self._prepare()
+
+    @property
+    def labels(self) -> None:
+        return None
+
+    def open(self, dataset: ClipDataset, latents: Latents) -> None:
+        self.fps = self.config.data.fps or frame_rate(dataset)
+
+    def check(self, prompts: Sequence[str | None]) -> None:
+        """Any text can be told."""
+
+    def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
+        conditions = self._encoded(told.prompts)
+        pictures = [_picture(clip) for clip in told.video] if self.family.from_picture(self.pipe) else None
+        pyramid = self.convention.pyramid
+
+        def denoise(x: Tensor, t: Tensor, stage: int) -> Tensor:
+            if self.wanted.lora is not None and self.wanted.lora.per_stage:
+                activate(unwrapped(network), adapter_name(stage))
+            question = self.asker.ask(
+                x, t, conditions, pyramid.factors[stage], pictures, self._filling(told, x, t, stage)
+            )
+            return self.asker.answer(question, network(**question.kwargs)[0])
+
+        return denoise
+
+    def pipeline(self, network: nn.Module) -> TunedPipeline:
+        data, adapters = self.config.data, list(getattr(network, "peft_config", {}))
+        told = Tuned(
+            base=self.wanted.path,
+            component=self.name,
+            kind=None if adapters else type(network).__name__,
+            adapters=adapters,
+            pyramid=self.convention.pyramid.config(),
+            default_size=[data.frames, data.height, data.width],
+            fps=self.fps,
+            options=self._options(),
+        )
+        return TunedPipeline(self.pipe, network, told)
+
+    # Inside
+
+    def _pyramid(self) -> Pyramid:
+        """The configured stages, their starts at times that the network can be told (MATH 3)."""
+        wanted = self.config.pyramid.causal_time
+        causal = self.family.causal_vae if wanted is None else wanted
+        pyramid = staged(self.config, self.asker.schedule, causal)
+        if len(pyramid) > 1:
+            ends = [stage.end for stage in pyramid.stages[1:]]
+            starts = [start_level(self.asker.base, pyramid, k).t for k in range(len(pyramid) - 1)]
+            pyramid = replaced(pyramid, ends, starts)
+        self.family.check(self.pipe, pyramid)
+        return pyramid
+
+    def _times(self, t: Tensor, stage: int) -> Tensor:
+        """Drawn times, moved into the part of the stage that falls to this network, as it can be told them."""
+        level, (least, greatest) = self.convention.pyramid.stages[stage], self.span
+        low, high = max(level.end, least), min(level.start, greatest)
+        return self.asker.times(low + (t - level.end) * (high - low) / (level.start - level.end))
+
+    def _check_span(self) -> None:
+        """Refuse stages that are drawn but hold no time at which this network is asked."""
+        pyramid, (least, greatest) = self.convention.pyramid, self.span
+        weights = self.config.train.stage_weights or [1.0] * len(pyramid)
+        for stage, weight in zip(pyramid.stages, reversed(weights), strict=len(weights) == len(pyramid)):
+            if weight > 0 and not (stage.end < greatest and stage.start > least):
+                raise ValueError(
+                    f"{self.name} is asked at times {least:g} to {greatest:g}, of which stage {stage.index} "
+                    f"({stage.end:.3g} to {stage.start:.3g}) has none: give it weight 0 in train.stage_weights"
+                )
+
+    def _prepare(self) -> None:
+        """Say what of the network is trained, and freeze all else."""
+        for name, component in self.pipe.components.items():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(False)
+                if name == "vae":
+                    component.float()
+        network = self.network
+        if self.wanted.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        if self.wanted.lora is None:
+            patterns = self.wanted.trainable
+            chosen = [(n, p) for n, p in network.named_parameters() if any(fnmatch(n, one) for one in patterns)]
+            if not chosen:
+                some = next(iter(dict(network.named_parameters())))
+                raise ValueError(f"no parameter of {self.name} is named like {', '.join(patterns)}; one is {some}")
+            for _, p in chosen:
+                p.data = p.data.float()
+                p.requires_grad_(True)
+        else:
+            stages = range(len(self.convention.pyramid)) if self.wanted.lora.per_stage else [None]
+            for stage in stages:
+                _add_adapter(network, self.name, self.wanted.lora, adapter_name(stage))
+            for p in network.parameters():
+                if p.requires_grad:
+                    p.data = p.data.float()
+        network.train()
+
+    def _encoded(self, prompts: Sequence[str | None]) -> list[Condition]:
+        """What the pipeline's text encoders make of prompts, kept on the CPU."""
+        new = [p for p in dict.fromkeys(prompts) if p not in self._conditions]
+        self._conditions.update(zip(new, self.asker.encode(new), strict=True))
+        return [self._conditions[p] for p in prompts]
+
+    def _filling(self, told: Told, x: Tensor, t: Tensor, stage: int) -> Tensor | None:
+        """Frames before the first one where patches need them: that frame again, with noise of its own."""
+        count = self.asker.filling(tuple(x.shape[2:]))  # type: ignore[arg-type]
+        if count == 0:
+            return None
+        clean = self.convention.pyramid.down(told.latents, stage)[:, :, :1].expand(-1, -1, count, -1, -1)
+        schedule, view = self.asker.schedule, (-1, 1, 1, 1, 1)
+        noise = randn(clean.shape, list(told.generators), clean.device)
+        return schedule.alpha(t).view(view) * clean + schedule.sigma(t).view(view) * noise
+
+    def _options(self) -> dict[str, Any]:
+        told = {} if self.wanted.guidance is None else {"guidance_scale": self.wanted.guidance}
+        return dict(self.wanted.options) | told
+
+
+def replaced(pyramid: Pyramid, ends: Sequence[float], starts: Sequence[float]) -> Pyramid:
+    """The same stages between other times."""
+    return Pyramid.from_config({**pyramid.config(), "ends": list(ends), "starts": list(starts)})
+
+
+def unwrapped(network: Any) -> Any:
+    """The network itself, where it is wrapped for distribution."""
+    return getattr(network, "module", network)
+
+
+def _component(networks: dict[str, nn.Module], wanted: str | None) -> str:
+    if wanted is None and len(networks) == 1:
+        return next(iter(networks))
+    if wanted not in networks:
+        said = "is not said" if wanted is None else f"{wanted!r} does not predict"
+        raise ValueError(f"pretrained.network {said}; choose one of {', '.join(networks)}")
+    return wanted
+
+
+def _add_adapter(network: Any, component: str, wanted: LoraConfig, name: str) -> None:
+    config = PeftConfig(
+        r=wanted.rank,
+        lora_alpha=wanted.alpha or wanted.rank,  # type: ignore[arg-type]
+        lora_dropout=wanted.dropout,
+        target_modules=list(wanted.targets),
+        init_lora_weights=True,
+    )
+    try:
+        network.add_adapter(config, adapter_name=name)
+    except ValueError as error:
+        linear = next(n for n, m in network.named_modules() if isinstance(m, nn.Linear))
+        raise ValueError(
+            f"pretrained.lora.targets {', '.join(wanted.targets)}: no layer of {component} is named so; "
+            f"one that could be is {linear}"
+        ) from error
+
+
+def _picture(clip: Tensor) -> Image.Image:
+    """The first frame of a clip, uint8 (3, T, H, W)."""
+    return Image.fromarray(clip[:, 0].permute(1, 2, 0).contiguous().numpy())

@@ -1,0 +1,130 @@
+"""What a trainer trains: a network, how captions reach it, and what a checkpoint of it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tpdiff.data import ClipDataset
+from tpdiff.models.conditioning import LabelCondition
+from tpdiff.models.video_dit import VideoDiT
+from tpdiff.sampling.denoiser import plain_denoiser
+from tpdiff.sampling.loop import Denoiser
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.training.config import Config
+from tpdiff.training.latents import Latents
+from tpdiff.training.objective import Convention, build_pyramid
+from tpdiff.training.setup import build_conditioner, check_sizes, frame_rate
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a network is told beside noisy latents, a micro-batch of it.
+
+    Attributes:
+        prompts: one a clip; None: no prompt.
+        video: the clips, uint8 (B, 3, T, H, W), of whose first frames pictures are made.
+        latents: theirs at full size, (B, C, t, h, w).
+        generators: one a clip.
+    """
+
+    prompts: Sequence[str | None]
+    video: Tensor
+    latents: Tensor
+    generators: Sequence[torch.Generator]
+
+
+class Trainee(Protocol):
+    """A network in training, with all that is its own.
+
+    Attributes:
+        convention: its stages, and what it is asked and answers.
+        patch_size: (T, H, W) latent positions of a token.
+        autoencoder: whose latents it diffuses; None: what the configuration names, or pixels.
+        network: in training mode; parameters that do not ask for gradients stay as they are. Set by `open`.
+        labels: captions in class order where they are classes.
+    """
+
+    convention: Convention
+    patch_size: tuple[int, int, int]
+    autoencoder: nn.Module | None
+    network: Any
+
+    @property
+    def labels(self) -> list[str] | None: ...
+
+    def open(self, dataset: ClipDataset, latents: Latents) -> None:
+        """Make the network, for these clips."""
+
+    def check(self, prompts: Sequence[str | None]) -> None:
+        """Raise ValueError for a prompt that cannot be told."""
+
+    def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
+        """The network, possibly wrapped for distribution or averaged, as it is told these things."""
+
+    def pipeline(self, network: nn.Module) -> Any:
+        """What samples from a network of this kind, called as `PyramidPipeline` is, and saves it."""
+
+
+class OwnNetwork:
+    """`VideoDiT` from its first weights on: a `Trainee`.
+
+    Args:
+        config: the run.
+
+    Raises:
+        ValueError: illegal stages, or a prediction type that cannot be sampled.
+    """
+
+    autoencoder: nn.Module | None = None
+    network: Any
+
+    def __init__(self, config: Config):
+        self.config, self.patch_size = config, config.model.patch_size
+        self.convention = Convention(build_pyramid(config), config.diffusion.prediction)
+        if config.model.autoencoder is None:
+            check_sizes(config, self.convention.pyramid.multiples)
+
+    def open(self, dataset: ClipDataset, latents: Latents) -> None:
+        self.conditioner = build_conditioner(self.config, dataset.captions)
+        self._dataset, self._latents = dataset, latents
+        model = self.config.model
+        self.network = VideoDiT(
+            in_channels=latents.shape[0],
+            num_stages=len(self.convention.pyramid) if model.stage_embedding else None,
+            causal_time=self.convention.pyramid.causal_time,
+            **model.network(),
+            **self.conditioner.network_config(),
+        )
+        if model.gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+
+    @property
+    def labels(self) -> list[str] | None:
+        return self.conditioner.labels if isinstance(self.conditioner, LabelCondition) else None
+
+    def check(self, prompts: Sequence[str | None]) -> None:
+        self.conditioner.check(prompts)
+
+    def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
+        condition = self.conditioner.encode(told.prompts, told.latents.device)
+        return plain_denoiser(network, self.network.config, self.convention.pyramid, condition)
+
+    def pipeline(self, network: nn.Module) -> PyramidPipeline:
+        condition, data = self.config.condition, self.config.data
+        return PyramidPipeline(
+            network,  # type: ignore[arg-type]
+            vae=self._latents.autoencoder,
+            pyramid=self.convention.pyramid.config(),
+            prediction_type=self.convention.prediction_type,
+            per_stage_target=self.config.train.target == "per_stage",
+            default_size=[data.frames, data.height, data.width],
+            latent_ratio=self._latents.ratio,
+            latent_scale=self.config.model.latent_scale,
+            fps=data.fps or frame_rate(self._dataset),
+            labels=self.labels,
+            text_source=condition.encoder if condition.kind == "text" else None,
+            max_text_length=condition.max_length,
+        )
