@@ -57,7 +57,11 @@ def one_process(environment, values, out, resume, double, full_disk):
     if full_disk == trainer.accelerator.process_index:
         ckpt.save_file = no_space
     trainer.run()
-    trainer.save()
+    try:
+        trainer.save()
+    except OSError as error:
+        (trainer.out / f"error-{trainer.accelerator.process_index}").write_text(str(error))
+        raise
 
 
 def no_space(*_, **__):
@@ -243,15 +247,15 @@ def test_what_one_process_began_two_can_finish(values, tmp_path):
     assert_same_curve(whole, train(values, tmp_path / "two", 2, "fsdp2", resume=True), 1e-4)
 
 
-@pytest.mark.parametrize("full", [0, 1])
-def test_a_disk_that_is_full_for_one_leaves_no_checkpoint_for_any(values, tmp_path, full, capfd):
+@pytest.mark.parametrize("full", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_disk_that_is_full_for_one_leaves_no_checkpoint_for_any(values, tmp_path, full):
     values["train"]["steps"] = 2
     values["log"]["checkpoint_every_steps"] = None
     assert ends(start(values, tmp_path / "run", 2, "fsdp2", full_disk=full)) == [1, 1]
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
-    said = capfd.readouterr().err
-    assert os.strerror(errno.ENOSPC) in said and "another process failed" in said
-    assert said.count("step-00000002 could not be written") >= 2
+    said = [(tmp_path / "run" / f"error-{rank}").read_text() for rank in (full, 1 - full)]
+    assert all("step-00000002 could not be written" in line for line in said)
+    assert os.strerror(errno.ENOSPC) in said[0] and "another process failed" in said[1]
 
 
 # What is refused
@@ -263,6 +267,13 @@ def test_a_disk_that_is_full_for_one_leaves_no_checkpoint_for_any(values, tmp_pa
 def test_a_batch_that_does_not_divide_is_refused(batch, processes, nearest):
     with pytest.raises(ValueError, match=rf"train.batch_size {batch},.*{processes} processes; nearest: {nearest}$"):
         share_of(batch, processes)
+
+
+@pytest.mark.parametrize("other", ["DEEPSPEED", "MEGATRON_LM"])
+def test_other_ways_of_distribution_are_refused(tiny, tmp_path, monkeypatch, other):
+    monkeypatch.setenv(f"ACCELERATE_USE_{other}", "true")
+    with pytest.raises(ValueError, match=f"{other} is not supported; nearest: FSDP2"):
+        Trainer(tiny(), tmp_path / "run")
 
 
 def test_processes_that_do_not_see_each_other_are_refused(tiny, tmp_path, monkeypatch):

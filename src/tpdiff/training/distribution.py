@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, ParallelismConfig
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -38,6 +38,12 @@ def open_accelerator(precision: str, trackers: Sequence[str], out: Path, idle_we
     Raises:
         ValueError: processes that do not see each other, or a way of distribution that is not supported.
     """
+    for other in ("DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{other}"):
+            raise ValueError(
+                f"accelerate's {other} is not supported; nearest: FSDP2, which shards weights, gradients, moments and "
+                "averages (docs/distribution.md)"
+            )
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("ACCELERATE_USE_CPU"):
         _shard_on_cpus(precision, patience)
@@ -55,11 +61,6 @@ def open_accelerator(precision: str, trackers: Sequence[str], out: Path, idle_we
         )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("fsdp_version 1 is not supported; nearest: fsdp_version: 2 in the accelerate configuration")
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ValueError(
-            f"{accelerator.distributed_type.value} is not supported; nearest: FSDP2, which shards weights, gradients "
-            "and moments as ZeRO-3 does (docs/distribution.md)"
-        )
     if accelerator.is_fsdp2:
         _keep_precise(accelerator.state.fsdp_plugin)
     return accelerator
@@ -147,6 +148,7 @@ def _shard_on_cpus(precision: str, patience: InitProcessGroupKwargs) -> None:
         mixed_precision=precision,
         dynamo_plugin=TorchDynamoPlugin(),
         fsdp_plugin=plugin,
+        parallelism_config=ParallelismConfig() if parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG") else None,
         _from_accelerator=True,
         **patience.to_kwargs(),
     )

@@ -223,8 +223,8 @@ class Trainer:
         return Path(folder)
 
     def close(self) -> None:
-        """Flush the trackers."""
-        if self.config.log.trackers:
+        """Flush the trackers and part from the other processes."""
+        if self.config.log.trackers or self.accelerator.num_processes > 1:
             self.accelerator.end_training()
 
     # Inside
