@@ -44,8 +44,14 @@ def open_accelerator(precision: str, trackers: Sequence[str], out: Path, idle_we
                 f"accelerate's {other} is not supported; nearest: FSDP2, which shards weights, gradients, moments and "
                 "averages (docs/distribution.md)"
             )
+    launched, on_cpus = int(os.environ.get("WORLD_SIZE", 1)), parse_flag_from_env("ACCELERATE_USE_CPU")
+    if launched > 1 and not on_cpus and not torch.accelerator.is_available():
+        raise ValueError(
+            f"{launched} processes were started, but there is no GPU here and each would train alone; to train on "
+            "CPUs, set ACCELERATE_USE_CPU=true"
+        )
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    if parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("ACCELERATE_USE_CPU"):
+    if on_cpus and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         _shard_on_cpus(precision, patience)
     accelerator = Accelerator(
         mixed_precision=precision,
@@ -53,12 +59,6 @@ def open_accelerator(precision: str, trackers: Sequence[str], out: Path, idle_we
         project_dir=str(out),
         kwargs_handlers=[patience, DistributedDataParallelKwargs(find_unused_parameters=idle_weights)],
     )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"{launched} processes were started, but accelerate found no GPU for them and each would train alone; "
-            "to train on CPUs, set ACCELERATE_USE_CPU=true"
-        )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("fsdp_version 1 is not supported; nearest: fsdp_version: 2 in the accelerate configuration")
     if accelerator.is_fsdp2:
