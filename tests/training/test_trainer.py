@@ -73,6 +73,13 @@ FULL = [
 ]
 
 
+def test_a_loss_that_is_no_number_ends_the_run(tiny, tmp_path):
+    trainer = Trainer(tiny("train.lr=1e30", "train.max_grad_norm=null", "train.steps=50"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the loss of stage \d is (nan|inf) at step \d+: a lower train\.lr"):
+        trainer.run()
+    assert checkpoints(tmp_path / "run") == []
+
+
 def test_slices_are_one_run(tiny, tmp_path):
     config = tiny(*FULL)
     whole = trained(config, tmp_path / "whole")

@@ -75,15 +75,16 @@ def _is_video(vae: nn.Module) -> bool:
 
 
 def _normalisation(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """(shift, scale) of unit-variance latents, from whichever statistics the autoencoder carries."""
-    config = vae.config
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is not None and std is not None:
-        view = (1, -1, 1, 1, 1)
-        return latents.new_tensor(mean).view(view), 1 / latents.new_tensor(std).view(view)
-    shift = getattr(config, "shift_factor", None) or 0.0
+    """(shift, scale) of unit-variance latents, from whichever statistics the autoencoder carries, each for all channels
+    or one a channel; in its configuration or, as weights, in its buffers.
+    """
+    config, buffers = vae.config, dict(vae.named_buffers(recurse=False))
+    mean, std = (buffers.get(name, getattr(config, name, None)) for name in ("latents_mean", "latents_std"))
+    if mean is None or std is None:
+        mean, std = getattr(config, "shift_factor", None) or 0.0, 1.0
     scale = getattr(config, "scaling_factor", None) or 1.0
-    return latents.new_tensor(shift), latents.new_tensor(scale)
+    shift, deviation = (torch.as_tensor(value).to(latents).view(-1, 1, 1, 1) for value in (mean, std))
+    return shift, scale / deviation
 
 
 def fingerprint(vae: Any) -> str:

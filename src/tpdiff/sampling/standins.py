@@ -106,7 +106,8 @@ def first_call(
 
 def _asked(name: str, network: nn.Module) -> Any:
     """A network that raises `Asked`: none of its hooks run, and no weight moves."""
-    names = list(inspect.signature(network.forward).parameters)
+    plain: Any = getattr(network, "_orig_mod", network)  # a compiled one's arguments have no names
+    names = list(inspect.signature(plain.forward).parameters)
 
     def called(self: Any, *args: Any, **kwargs: Any) -> None:
         raise Asked(name, dict(zip(names, args, strict=False)) | kwargs)

@@ -168,7 +168,7 @@ def load_stock(path: str, dtype: torch.dtype = torch.float32) -> Any:
         ValueError: none is there.
     """
     try:
-        return DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
+        return DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"no diffusers pipeline in {path!r}: {' '.join(str(error).split())}") from error
 

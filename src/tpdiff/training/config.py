@@ -136,7 +136,8 @@ class TrainConfig(Section):
     `ema_device` "cpu" keeps the averaged weights out of the accelerator's memory.
 
     `loss_space` measures the error of a network that predicts the clean sample as that of another prediction type;
-    None measures it as predicted.
+    None measures it as predicted. `distillation` weighs a further loss, against what a pretrained network said of the
+    same noisy latents before training.
     """
 
     method: Literal["vanilla", "stagewise"] = "stagewise"
@@ -149,6 +150,7 @@ class TrainConfig(Section):
     timestep_density: Literal["uniform", "logit_normal"] = "uniform"
     target: Literal["global", "per_stage"] = "global"
     loss_space: Literal["epsilon", "v_prediction", "flow_prediction"] | None = None
+    distillation: float = Field(0.0, ge=0)
     alignment: Literal["none", "assignment", "knn"] = "assignment"
     align_within_condition: bool = True
     knn_candidates: int = Field(4, ge=1)
@@ -235,6 +237,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _is_one_model(self) -> "Config":
         if self.pretrained is None:
+            if self.train.distillation > 0:
+                raise ValueError("train.distillation follows a pretrained network; set pretrained.path, or 0")
             return self
         for section in ("model", "diffusion"):
             if getattr(self, section) != type(getattr(self, section))():

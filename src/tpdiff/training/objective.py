@@ -117,6 +117,7 @@ def stage_loss(
     captions: Sequence[Hashable],
     config: TrainConfig,
     generator: torch.Generator | Sequence[torch.Generator],
+    original: Denoiser | None = None,
     processes: Processes = ALONE,
 ) -> StageLoss:
     """The loss of one micro-batch at one stage (TPDiff Algorithm 2; MATH 2, 3, 6).
@@ -130,11 +131,12 @@ def stage_loss(
         captions: one a clip, for alignment within equal captions.
         config: alignment, timestep density, target.
         generator: one, or one a clip; every draw comes from it, on the CPU.
+        original: the network before training, whose answers are followed as far as `config.distillation` says.
         processes: those among which the noises are assigned.
     """
     noise, gain = draw_noise(clean, captions, config, generator, processes)
     u = draw_times(len(clean), config.timestep_density, generator)
-    errors = sample_errors(denoise, convention, clean, coarse, stage, noise, u, config)
+    errors = sample_errors(denoise, convention, clean, coarse, stage, noise, u, config, original)
     return StageLoss(errors.mean(), stage, clean[:, 0].numel(), gain)
 
 
@@ -147,6 +149,7 @@ def sample_errors(
     noise: Tensor,
     u: Tensor,
     config: TrainConfig,
+    original: Denoiser | None = None,
 ) -> Tensor:
     """The loss of every clip, (B,), at given noise and times.
 
@@ -160,8 +163,13 @@ def sample_errors(
     t = convention.times(pyramid.times(u, stage), stage).to(clean.device, torch.float32)
     pair = pyramid.pair(clean, coarse, noise, stage)
     target = pair.target(t, convention.prediction_type, per_stage=config.target == "per_stage")
-    prediction = denoise(pair.at(t), t, stage)
-    error = (prediction.float() - target)[:, :, convention.given :].square().flatten(1).mean(1)
+    noisy = pair.at(t)
+    prediction = denoise(noisy, t, stage).float()[:, :, convention.given :]
+    error = (prediction - target[:, :, convention.given :]).square().flatten(1).mean(1)
+    if original is not None:
+        with torch.no_grad():
+            said = original(noisy, t, stage).float()[:, :, convention.given :]
+        error = error + config.distillation * (prediction - said).square().flatten(1).mean(1)
     return error * loss_weight(pyramid.schedule, t, config.loss_space)
 
 

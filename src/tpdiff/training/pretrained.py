@@ -1,5 +1,6 @@
 """Fine-tuning a diffusers pipeline stage by stage: whole, in part, or by low-rank matrices beside its weights."""
 
+import copy
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from typing import Any
@@ -39,6 +40,8 @@ class Pretrained:
         self.config, self.wanted = config, config.pretrained
         pipe = load_stock(self.wanted.path, getattr(torch, self.wanted.dtype))
         self.pipe, self.asker = pipe, Asker(pipe, self.wanted.guidance, **self.wanted.options)
+        if self.wanted.lora is not None and not hasattr(pipe, "load_lora_weights"):
+            raise ValueError(f"{type(pipe).__name__} cannot load low-rank matrices; leave out pretrained.lora")
         check_prediction(config.train, self.asker.prediction_type)
         self.family, self.autoencoder = self.asker.family, pipe.vae
         self.name = _component(self.asker.networks, self.wanted.network)
@@ -78,6 +81,22 @@ class Pretrained:
             return self.asker.answer(question, network(**question.kwargs)[0])
 
         return denoise
+
+    def original(self, told: Told) -> Denoiser | None:
+        if self.config.train.distillation == 0:
+            return None
+        if self._frozen is not None:
+            return self.denoiser(self._frozen, told)
+        denoise = self.denoiser(self.network, told)
+
+        def without_matrices(x: Tensor, t: Tensor, stage: int) -> Tensor:
+            self.network.disable_adapters()
+            try:
+                return denoise(x, t, stage)
+            finally:
+                self.network.enable_adapters()
+
+        return without_matrices
 
     def pipeline(self, network: nn.Module) -> TunedPipeline:
         data, adapters = self.config.data, list(getattr(network, "peft_config", {}))
@@ -132,6 +151,8 @@ class Pretrained:
                 if name == "vae":
                     component.float()
         network = self.network
+        follows = self.config.train.distillation > 0 and self.wanted.lora is None
+        self._frozen = copy.deepcopy(network).eval() if follows else None
         if self.wanted.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if self.wanted.lora is None:
@@ -140,16 +161,14 @@ class Pretrained:
             if not chosen:
                 some = next(iter(dict(network.named_parameters())))
                 raise ValueError(f"no parameter of {self.name} is named like {', '.join(patterns)}; one is {some}")
-            for _, p in chosen:
-                p.data = p.data.float()
-                p.requires_grad_(True)
         else:
             stages = range(len(self.convention.pyramid)) if self.wanted.lora.per_stage else [None]
             for stage in stages:
                 _add_adapter(network, self.name, self.wanted.lora, adapter_name(stage))
-            for p in network.parameters():
-                if p.requires_grad:
-                    p.data = p.data.float()
+            chosen = [(n, p) for n, p in network.named_parameters() if ".lora_" in n]
+        for _, p in chosen:
+            p.data = p.data.float()
+            p.requires_grad_(True)
         network.train()
 
     def _encoded(self, prompts: Sequence[str | None]) -> list[Condition]:

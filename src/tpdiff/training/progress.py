@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -140,3 +140,21 @@ class ProgressReport:
         elif status.seconds - self._last.get(name, -math.inf) >= self.every or status.fraction >= 1:
             self._last[name] = status.seconds
             print(f"{name} {status.line()}".strip(), file=sys.stderr, flush=True)
+
+
+def check_finite(values: Sequence[tuple[int, float, float]], step: int) -> None:
+    """Stop where a loss is not a number: from there on nothing is learnt.
+
+    Args:
+        values: (stage, loss, alignment gain) of a step's parts.
+        step: which.
+
+    Raises:
+        ValueError: naming the stage, and what helps.
+    """
+    for stage, loss, _ in values:
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss of stage {stage} is {loss} at step {step}: a lower train.lr, train.max_grad_norm or "
+                "train.precision=no may help; --resume goes on from the last checkpoint"
+            )

@@ -64,6 +64,9 @@ class Trainee(Protocol):
     def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
         """The network, possibly wrapped for distribution or averaged, as it is told these things."""
 
+    def original(self, told: Told) -> Denoiser | None:
+        """The network before training, where that is to be followed."""
+
     def pipeline(self, network: nn.Module) -> Any:
         """What samples from a network of this kind, called as `PyramidPipeline` is, and saves it."""
 
@@ -111,6 +114,9 @@ class OwnNetwork:
     def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
         condition = self.conditioner.encode(told.prompts, told.latents.device)
         return plain_denoiser(network, self.network.config, self.convention.pyramid, condition)
+
+    def original(self, told: Told) -> None:
+        return None
 
     def pipeline(self, network: nn.Module) -> PyramidPipeline:
         condition, data = self.config.condition, self.config.data

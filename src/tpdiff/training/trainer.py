@@ -23,7 +23,7 @@ from tpdiff.training.load_config import dump_config
 from tpdiff.training.objective import StageLoss, draw_stage, stage_latents, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
 from tpdiff.training.pretrained import Pretrained
-from tpdiff.training.progress import Recent, Report, Status
+from tpdiff.training.progress import Recent, Report, Status, check_finite
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
 from tpdiff.training.setup import check_folder, open_dataset
 from tpdiff.training.state import capture, check_same_run, restore
@@ -114,6 +114,9 @@ class Trainer:
 
         A step counts from the asking for its clips; checkpoints, validation, reports and the start of the workers do
         not count.
+
+        Raises:
+            ValueError: a loss that is not a number; what was saved before stays.
         """
         self._open_stream()
         until, log = self.seconds + seconds, self.config.log
@@ -137,6 +140,7 @@ class Trainer:
             tokens = sum(p.positions for p in parts) // math.prod(self.trainee.patch_size)
             tokens *= self.accelerator.num_processes
             self.tokens += tokens
+            check_finite(values, self.step)
             self.losses += [(self.seconds, self.step, stage, loss) for stage, loss, _ in values]
             self.recent.add(values, tokens, elapsed)
             if self.step % log.every_steps == 0 or self.done:
@@ -160,7 +164,8 @@ class Trainer:
             own = sample_generators(self.config.seed, batch["index"])
             latents = self.latents.of_batch(batch)
             prompts = self._prompts(batch["caption"], own)
-            denoise = self.trainee.denoiser(self.wrapped, Told(prompts, batch["video"], latents, own))
+            told = Told(prompts, batch["video"], latents, own)
+            denoise, original = self.trainee.denoiser(self.wrapped, told), self.trainee.original(told)
             stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
             if train.all_stages:
                 stages = list(range(len(self.pyramid)))
@@ -177,6 +182,7 @@ class Trainer:
                         batch["caption"],
                         train,
                         own,
+                        original,
                         self.accelerator,
                     )
                 self.accelerator.backward(part.loss / (len(stages) * len(batches)))

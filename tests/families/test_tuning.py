@@ -1,0 +1,282 @@
+"""Fine-tuning of real pipelines with tiny random weights: what is trained, what is saved, and where it loads."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from tiny import CASES, find_case
+
+from tpdiff.data import collate, render_digits
+from tpdiff.sampling.apply import apply_pyramid
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.sampling.tuned import LORA as LORA_FILE
+from tpdiff.training.load_config import build_config
+from tpdiff.training.trainer import Trainer
+
+USUAL = ("wan", "cogvideox-rotary", "ltx", "hunyuan", "animatediff")
+EACH = pytest.mark.parametrize(
+    "name", [pytest.param(c.name, marks=[] if c.name in USUAL else pytest.mark.slow) for c in CASES]
+)
+TIME = [[1, 1, 1], [2, 1, 1], [4, 1, 1]]
+SHORT = ("max_sequence_length", "prompt_template")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Six clips, long enough for every case."""
+    return render_digits(
+        tmp_path_factory.mktemp("digits") / "set", clips=6, frames=70, size=32, seed=1, test_share=0.3
+    ).folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Case -> the folder of its pipeline, written once."""
+    root, written = tmp_path_factory.mktemp("stock"), {}
+
+    def folder(case):
+        if case.name not in written:
+            case.stageable().save_pretrained(root / case.name, safe_serialization=True)
+            written[case.name] = root / case.name
+        return written[case.name]
+
+    return folder
+
+
+@pytest.fixture
+def tuning(digits, saved):
+    """`tuning(case, "train.steps=1", lora={...})`: the configuration of a run from a case's pipeline."""
+
+    def configure(case, *overrides, **pretrained):
+        frames, height, width = case.narrow
+        told = {"path": str(saved(case)), "options": {k: v for k, v in case.call.items() if k in SHORT}}
+        if len(case.networks) > 1:
+            told["network"] = case.networks[-1]
+        values = {
+            "seed": 3,
+            "data": {"path": str(digits), "split": None, "frames": frames, "height": height, "width": width},
+            "condition": {"dropout": 0},
+            "pretrained": told | pretrained,
+            "pyramid": {"factors": TIME},
+            "train": {"batch_size": 2, "steps": 2, "precision": "no", "lr": 1e-3, "all_stages": True},
+            "log": {"every_steps": 1, "checkpoint_every_steps": None},
+        }
+        return build_config(values, overrides)
+
+    return configure
+
+
+def trained(config, out, **options):
+    trainer = Trainer(config, out, **options)
+    trainer.run()
+    return trainer
+
+
+def parts(pipe):
+    return {name: one for name, one in pipe.components.items() if isinstance(one, torch.nn.Module)}
+
+
+def moved(before, after):
+    """Names of the parameters that differ."""
+    return {n for n, p in after.items() if not torch.equal(p, before[n])}
+
+
+def sample(pipe, case, seed=0, **options):
+    """A call of a stock pipeline, latents out."""
+    return case.run(case.quiet(pipe), generator=torch.Generator().manual_seed(seed), **options)
+
+
+@EACH
+def test_a_network_is_trained_whole_and_loads_as_stock(name, tuning, saved, tmp_path):
+    case = find_case(name)
+    config = tuning(case)
+    trainer = trained(config, tmp_path / "run")
+    assert len(trainer.losses) == 2 * 3 and {k for _, _, k, _ in trainer.losses} == {0, 1, 2}
+    base = DiffusionPipeline.from_pretrained(saved(case))
+    component = case.networks[-1]
+    untouched, now = parts(base), parts(trainer.trainee.pipe)
+    changed = moved(dict(untouched[component].named_parameters()), dict(trainer.network.named_parameters()))
+    assert len(changed) > 0.7 * len(list(trainer.network.parameters()))  # some are not used for some inputs
+    for other in untouched.keys() - {component}:
+        assert not moved(untouched[other].state_dict(), now[other].state_dict())
+    folder = trainer.save()
+    stock = type(untouched[component]).from_pretrained(folder / component)
+    averaged = trainer.ema.network.state_dict()
+    assert all(torch.equal(t, averaged[n]) for n, t in stock.state_dict().items())
+    loaded = PyramidPipeline.from_pretrained(tmp_path / "run")
+    base.register_modules(**{component: stock})
+    apply_pyramid(base, loaded.pyramid, [1, 1, 2])
+    apply_pyramid(loaded.pipe, loaded.pyramid, [1, 1, 2])
+    assert torch.equal(sample(base, case), sample(loaded.pipe, case))
+
+
+LORA = {"lora": {"rank": 2}}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in USUAL else pytest.mark.slow) for n in (*USUAL, "mochi", "wan-picture")]
+)
+def test_low_rank_matrices_change_the_stock_pipeline(name, tuning, saved, tmp_path):
+    case = find_case(name)
+    trainer = trained(tuning(case, "train.lr=0.1", **LORA), tmp_path / "run")
+    asking = {n for n, p in trainer.network.named_parameters() if p.requires_grad}
+    assert asking and all("lora_" in n for n in asking)
+    assert {
+        n for n, p in trainer.ema.network.named_parameters() if "lora_" not in n and p.dtype != torch.float32
+    } == set()
+    folder = trainer.save()
+    component = case.networks[-1]
+    weights = load_file(folder / LORA_FILE)
+    assert weights and all(key.startswith(f"{component}.") for key in weights)
+    assert not (folder / component).exists()
+    stock = DiffusionPipeline.from_pretrained(saved(case))
+    before = sample(stock, case)
+    stock.load_lora_weights(folder)
+    after = sample(stock, case)
+    assert float((after - before).abs().max()) > 1e-3
+    loaded = PyramidPipeline.from_pretrained(folder)
+    apply_pyramid(stock, loaded.pyramid, [1, 1, 2])
+    apply_pyramid(loaded.pipe, loaded.pyramid, [1, 1, 2])
+    assert torch.equal(sample(stock, case), sample(loaded.pipe, case))
+    mine = trainer.pipeline()
+    apply_pyramid(mine.pipe, loaded.pyramid, [1, 1, 2])
+    torch.testing.assert_close(sample(mine.pipe, case), sample(loaded.pipe, case), rtol=1e-5, atol=1e-5)
+
+
+def test_every_stage_may_have_matrices_of_its_own(tuning, tmp_path):
+    case = find_case("wan")
+    config = tuning(case, "train.all_stages=false", "train.stage_weights=[0,1,0]", lora={"rank": 2, "per_stage": True})
+    trainer = trained(config, tmp_path / "run")
+    state = dict(trainer.network.named_parameters())
+    moved_from_zero = {n.split(".")[-2] for n, p in state.items() if "lora_B" in n and p.abs().max() > 0}
+    assert moved_from_zero == {"stage_1"}  # the only one drawn
+    assert all(p.requires_grad for n, p in state.items() if "lora_" in n)
+    folder = trainer.save()
+    assert sorted(p.parent.name for p in folder.glob(f"*/{LORA_FILE}")) == ["stage_0", "stage_1", "stage_2"]
+    loaded, used = PyramidPipeline.from_pretrained(folder), []
+    layer = loaded.network.blocks[0].attn1.to_q
+    layer.register_forward_pre_hook(lambda m, args: used.append((loaded.pipe.scheduler.stage, *m.active_adapters)))
+    made = [
+        pipeline("a", steps=[1, 2, 1], generator=torch.Generator().manual_seed(0), output_type="pt", guidance_scale=1)
+        for pipeline in (loaded, trainer.pipeline())
+    ]
+    assert used == [(2, "stage_2"), (1, "stage_1"), (1, "stage_1"), (0, "stage_0")]
+    torch.testing.assert_close(made[1].frames, made[0].frames, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pretrained", [{}, LORA])
+def test_a_resumed_run_is_the_uninterrupted_one(tuning, tmp_path, pretrained):
+    case = find_case("wan")
+    config = tuning(case, "train.steps=4", "log.checkpoint_every_steps=2", "train.all_stages=false", **pretrained)
+    whole = trained(config, tmp_path / "run")
+    resumed = Trainer(config, tmp_path / "run", resume=True)
+    assert resumed.step == 2
+    resumed.run()
+    assert [row[1:] for row in resumed.losses] == [row[1:] for row in whole.losses]
+    for one, other in ((resumed.network, whole.network), (resumed.ema.network, whole.ema.network)):
+        assert not moved(dict(other.named_parameters()), dict(one.named_parameters()))
+
+
+def test_parts_are_trained_by_name(tuning, saved, tmp_path):
+    case = find_case("animatediff")
+    trainer = trained(tuning(case, trainable=["*motion_modules*"]), tmp_path / "run")
+    before = dict(DiffusionPipeline.from_pretrained(saved(case)).unet.named_parameters())
+    changed = moved(before, dict(trainer.network.named_parameters()))
+    assert changed and all("motion_modules" in name for name in changed)
+    kept = load_file(trainer.save() / "training_state.safetensors")
+    assert all("motion_modules" in key for key in kept if key.startswith(("network.", "ema.", "optimizer.")))
+
+
+def test_one_stage_is_the_base_method(tuning, tmp_path):
+    """Flow matching as Wan is trained: the noise minus the clean latents at t·1000, by the network's own call."""
+    case = find_case("wan")
+    trainer = Trainer(tuning(case, "train.method=vanilla", "train.alignment=none", "train.steps=1"), tmp_path / "run")
+    seen = []
+
+    def note(module, args, kwargs, out):
+        seen.append((kwargs["hidden_states"].double(), kwargs["timestep"].double() / 1000, out[0].detach().double()))
+
+    trainer.network.register_forward_hook(note, with_kwargs=True)
+    trainer.run()
+    noisy, t, said = seen[0]
+    clean = trainer.latents.of_batch(collate([trainer.dataset[i] for i in range(2)]))
+    target = (noisy - clean) / t.view(-1, 1, 1, 1, 1)  # x_t = x_0 + t (ε - x_0)
+    assert trainer.losses[0][-1] == pytest.approx(float((said - target).square().mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "overrides", "message"),
+    [
+        ({"path": "/nowhere"}, [], "no diffusers pipeline in '/nowhere'"),
+        ({"network": "unet"}, [], "'unet' does not predict; choose one of transformer"),
+        ({"trainable": ["*motion*"]}, [], r"no parameter of transformer is named like \*motion\*; one is "),
+        ({"lora": {"targets": ["query"]}}, [], "targets query: no layer of transformer is named so; one that could be"),
+        ({"lora": {}, "trainable": ["a"]}, [], "leave out pretrained.trainable"),
+        (
+            {"options": {"max_sequence": 8}},
+            [],
+            "'max_sequence' is no option of WanPipeline; nearest: max_sequence_length",
+        ),
+        ({"guidance": 3.0}, [], "this network is not told its guidance"),
+        ({}, ["data.frames=18"], "18 .*nearest"),
+        ({}, ["model.hidden_size=32"], "model describes a new network; with pretrained, leave the section out"),
+        ({}, ["diffusion.schedule=ddim"], "diffusion describes a new network"),
+        ({}, ["condition.kind=label"], "nearest: text or none"),
+        ({}, ["train.loss_space=epsilon"], "train.loss_space is defined for"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(tuning, tmp_path, pretrained, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(tuning(find_case("wan"), *overrides, **pretrained), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_expert_is_trained_at_its_own_times(tuning, tmp_path):
+    case = find_case("wan-experts")
+    with pytest.raises(ValueError, match=r"pretrained\.network is not said; choose one of transformer, transformer_2"):
+        Trainer(tuning(case, network=None), tmp_path / "none")
+    with pytest.raises(ValueError, match=r"transformer is asked at times 0.875 to 1, of which stage 0 .* weight 0"):
+        Trainer(tuning(case, network="transformer"), tmp_path / "none")
+    for network, stages in (("transformer", "[1,0,0]"), ("transformer_2", "[1,1,1]")):
+        config = tuning(
+            case, "train.all_stages=false", f"train.stage_weights={stages}", "train.steps=6", network=network
+        )
+        trainer, told = Trainer(config, tmp_path / network), []
+        trainer.network.register_forward_pre_hook(
+            lambda m, a, kw, told=told: told.append(kw["timestep"]), with_kwargs=True
+        )
+        trainer.run()
+        times = torch.cat(told)
+        assert ((times >= 875) if network == "transformer" else (times < 875)).all()
+
+
+@pytest.mark.parametrize("pretrained", [{}, LORA])
+def test_a_network_may_follow_what_it_said_before(tuning, tmp_path, pretrained):
+    """At first it says just that, so the further loss is 0; in the end it says nearly that, where it weighs enough."""
+    first, away = {}, {}
+    for weight in (0, 1000):
+        config = tuning(
+            find_case("wan"), f"train.distillation={weight}", "train.steps=20", "train.lr=0.01", **pretrained
+        )
+        trainer, said = Trainer(config, tmp_path / f"run-{weight}"), []
+
+        def note(module, args, kwargs, out, said=said):
+            said.append((kwargs, out[0].detach()))
+
+        handle = trainer.network.register_forward_hook(note, with_kwargs=True)
+        trainer.run()
+        handle.remove()
+        first[weight] = trainer.losses[0][-1]
+        kwargs, before = said[0]
+        with torch.no_grad():
+            away[weight] = float((trainer.network(**kwargs)[0] - before).square().mean())
+    assert first[0] == pytest.approx(first[1000], rel=1e-5)
+    assert away[1000] < 0.2 * away[0]
+
+
+def test_validation_and_samples_are_of_the_tuned_pipeline(tuning, tmp_path):
+    wanted = ["every_steps=2", "samples=1", "sample_steps=3", "clips=1", "quantiles=2"]
+    config = tuning(find_case("wan"), "data.split=train", *(f"validation.{one}" for one in wanted))
+    record = trained(config, tmp_path / "run").validation.records[-1]
+    assert set(record["loss"]) == {"0", "1", "2"}
+    assert (tmp_path / "run" / record["samples"][0]).stat().st_size > 0
