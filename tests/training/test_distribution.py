@@ -239,6 +239,7 @@ def test_after_a_death_two_go_on_bit_for_bit_and_one_as_well(values, tmp_path, w
     assert {step: alone[step] for step in range(begun, 20)} == {step: wanted[step] for step in range(begun, 20)}
 
 
+@pytest.mark.slow
 def test_what_one_process_began_two_can_finish(values, tmp_path):
     values["train"]["steps"] = 8
     whole = train(values, tmp_path / "whole", 1)
