@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tpdiff.training.eight_bit import put_together, take_apart
+
 TENSORS = "training_state.safetensors"
 STATE = "training_state.json"
 
@@ -24,9 +26,10 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict
     """An optimizer's state as flat tensors, "optimizer.<parameter>.<moment>"."""
     names: dict[Tensor, str] = {p: name for name, p in network.named_parameters()}
     return {
-        f"optimizer.{names[p]}.{moment}": torch.as_tensor(value).contiguous()
+        f"optimizer.{names[p]}.{part}": tensor.contiguous()
         for p, state in optimizer.state.items()
         for moment, value in state.items()
+        for part, tensor in take_apart(moment, torch.as_tensor(value)).items()
     }
 
 
@@ -38,9 +41,9 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tenso
     for name, p in network.named_parameters():
         prefix = f"optimizer.{name}."
         moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        optimizer.state[p] = {
-            m: v if m == "step" and p not in together else v.to(p.device) for m, v in moments.items() if "." not in m
-        }
+        optimizer.state[p] = put_together(
+            {m: v if m == "step" and p not in together else v.to(p.device) for m, v in moments.items() if "." not in m}
+        )
 
 
 def write_checkpoint(folder: Path, pipeline: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -76,7 +76,8 @@ class PretrainedConfig(Section):
     `network` is the component to train; None: the only one that predicts. `trainable` are patterns of names of its
     parameters (`*motion_modules*`); `lora` trains low-rank matrices instead. What is not trained is kept in `dtype`,
     what is in float32. `guidance` is told to networks that embed it; None: their pipeline's default. `options` are
-    further arguments of its call (`max_sequence_length`).
+    further arguments of its call (`max_sequence_length`). `offload` keeps what encodes captions, pictures and clips on
+    the CPU, and on the accelerator only while it works.
     """
 
     path: str = Field(coerce_numbers_to_str=True)
@@ -86,6 +87,7 @@ class PretrainedConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     guidance: float | None = None
     gradient_checkpointing: bool = False
+    offload: bool = False
     options: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -132,6 +134,12 @@ class PyramidConfig(Section):
 class TrainConfig(Section):
     """How it is trained. A run ends at `steps` or at `seconds` of training time, whichever comes first.
 
+    `token_budget` takes the place of `batch_size`, which then means nothing: a micro-batch of a stage holds as many
+    clips as have so many tokens together, at least one on every process, so that coarse stages hold more of them in as
+    much memory. `stage_weights` are the shares of the clips then too, equal if not given.
+
+    `compile` compiles the network, one graph a stage. `optimizer` "adamw8bit" keeps moments in 8 bits (torchao).
+
     `loss_space` measures the error of a network that predicts the clean sample as that of another prediction type;
     None measures it as predicted. `distillation` weighs a further loss, against what a pretrained network said of the
     same noisy latents before training.
@@ -139,6 +147,7 @@ class TrainConfig(Section):
 
     method: Literal["vanilla", "stagewise"] = "stagewise"
     batch_size: int = Field(16, ge=1)
+    token_budget: int | None = Field(None, ge=1)
     accumulation: int = Field(1, ge=1)
     steps: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0)
@@ -151,6 +160,7 @@ class TrainConfig(Section):
     alignment: Literal["none", "assignment", "knn"] = "assignment"
     align_within_condition: bool = True
     knn_candidates: int = Field(4, ge=1)
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(50, ge=0)
@@ -159,12 +169,22 @@ class TrainConfig(Section):
     max_grad_norm: float | None = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     precision: Literal["bf16", "fp16", "no"] = "bf16"
+    compile: bool = False
 
     @field_validator("precision", mode="before")
     @classmethod
     def _no_is_a_word(cls, value: object) -> object:
         """YAML reads a plain `no` as false."""
         return "no" if value is False else value
+
+    @model_validator(mode="after")
+    def _one_stage_a_batch(self) -> "TrainConfig":
+        if self.token_budget is not None and self.all_stages:
+            raise ValueError(
+                "train.token_budget sizes a batch by its one stage, train.all_stages takes each batch through all; "
+                "leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_an_end(self) -> "TrainConfig":
@@ -229,6 +249,11 @@ class Config(Section):
     train: TrainConfig
     log: LogConfig = LogConfig()
     validation: ValidationConfig = ValidationConfig()
+
+    @property
+    def offload(self) -> bool:
+        """Whether what encodes stays on the CPU while it has no work."""
+        return self.pretrained is not None and self.pretrained.offload
 
     @model_validator(mode="after")
     def _is_one_model(self) -> "Config":

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from tpdiff.data import ClipDataset, collate, to_float
 from tpdiff.models.autoencoder import compression, encode_video, fingerprint, load_autoencoder
+from tpdiff.models.memory import moved
 from tpdiff.training.config import Config
-from tpdiff.training.latent_cache import LatentCache, open_latent_cache
+from tpdiff.training.latent_cache import LatentCache, MemoryCache, open_latent_cache
 from tpdiff.training.setup import check_sizes
 
 
@@ -51,7 +52,7 @@ class Latents:
         self.ratio = (1, 1, 1)
         self.scale, self.device = config.model.latent_scale, device
         if autoencoder is not None:
-            self.autoencoder = autoencoder.to(device)
+            self.autoencoder = autoencoder if config.offload else autoencoder.to(device)
         elif config.model.autoencoder is not None:
             self.autoencoder = load_autoencoder(config.model.autoencoder).to(device)
         if self.autoencoder is not None:
@@ -91,5 +92,15 @@ class Latents:
             for number in range(len(dataset)):
                 self.of_batch(collate([dataset[number]]))
 
+    @property
+    def kept(self) -> bool:
+        """Whether the latents of a clip that was encoded are kept."""
+        return self._cache is not None
+
+    def keep_in_memory(self) -> None:
+        """Keep them from now on, whatever the configuration says."""
+        self._cache = MemoryCache()
+
     def _encode(self, clip: Tensor) -> Tensor:
-        return encode_video(self.autoencoder, to_float(clip[None].to(self.device)))
+        with moved([self.autoencoder], self.device):
+            return encode_video(self.autoencoder, to_float(clip[None].to(self.device)))
