@@ -69,8 +69,10 @@ def train(
 
 
 def _show(made: DryRun, as_json: bool) -> None:
-    """Print what was measured, on the main process."""
-    if not made.main:
+    """Print what was measured, once."""
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
         return
     if as_json:
         print(json.dumps(made.as_dict(), indent=2))

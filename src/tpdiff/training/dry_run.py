@@ -61,7 +61,6 @@ class DryRun:
 
     Attributes:
         device: where it trains.
-        main: whether this is the main process of several.
         memory: what is said of the stages' memory.
         stages: finest first.
         step_seconds: the mean step.
@@ -72,7 +71,6 @@ class DryRun:
     """
 
     device: str
-    main: bool
     memory: str
     stages: tuple[StageCost, ...]
     step_seconds: float
@@ -140,7 +138,6 @@ def dry_run(config: Config, out: str | Path, rounds: int = ROUNDS) -> DryRun:
     ends += [config.train.seconds / step] if config.train.seconds else []
     return DryRun(
         device=str(trainer.device),
-        main=trainer.accelerator.is_main_process,
         memory=ALLOCATED if trainer.device.type == "cuda" else GROWTH,
         stages=stages,
         step_seconds=step,

@@ -1,8 +1,8 @@
 """Which stage a micro-batch is of, and how many clips it holds.
 
-With a token budget a micro-batch of a coarse stage holds more clips than one of a fine stage, in as much memory. A stage
-is then drawn with its weight divided by its clips, and the loss of a micro-batch counts by its clips: the weights stay
-the shares of the samples, and the gradient to be expected is that of batches of one size.
+With a token budget a micro-batch of a coarse stage holds more clips than one of a fine stage, in as much memory. A
+stage is then drawn with its weight divided by its clips, and the loss of a micro-batch counts by its clips: the weights
+stay the shares of the samples, and the gradient to be expected is that of batches of one size.
 """
 
 import math
