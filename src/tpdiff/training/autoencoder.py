@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +175,7 @@ class AutoencoderTrainer:
     def _next_batch(self) -> dict[str, Any]:
         if self._stream is None:
             size = self.config.train.batch_size
-            self._stream = open_batches(self.dataset, repeat(size), self.config.data.workers, self.step * size)
+            self._stream = open_batches(self.dataset, size, self.config.data.workers, self.step * size)
         return next(self._stream)
 
     def _status(self, since: int) -> AutoencoderStatus:

@@ -4,24 +4,34 @@ import ctypes
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from tpdiff.data import ClipDataset, collate, stream_indices
+from tpdiff.data import ClipDataset, ShardDataset, collate, stream_indices
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 def open_batches(
-    dataset: ClipDataset, sizes: Iterable[int], workers: int, start: int = 0, rank: int = 0, processes: int = 1
+    dataset: ClipDataset | ShardDataset,
+    sizes: int | Iterable[int],
+    workers: int,
+    start: int = 0,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Batches of these sizes, `collate`d, of the samples start, start + 1, ... that fall to this process.
+    """Batches of one size or of these, `collate`d, of the samples start, start + 1, ... that fall to this process.
 
     Which samples they hold does not depend on `workers`, the number of loader processes (0: none). On Linux these are
     forks, whatever Python's default: children of this process, which share the decoded videos and die with it.
+    A batch of shards holds clips of one size, on all processes.
     """
+    if isinstance(sizes, int):
+        if isinstance(dataset, ShardDataset):
+            dataset = dataset.grouped(sizes * processes)
+        sizes = repeat(sizes)
     return iter(
         DataLoader(
             dataset,

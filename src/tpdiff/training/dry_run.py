@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from tpdiff.models.memory import give_back_freed_memory, peak_bytes, reset_peak
-from tpdiff.training.batches import open_batches
 from tpdiff.training.checkpoint import pack_optimizer
 from tpdiff.training.config import Config
 from tpdiff.training.ema import trained
@@ -110,8 +109,7 @@ def dry_run(config: Config, out: str | Path, rounds: int = ROUNDS) -> DryRun:
         trainer.latents.keep_in_memory()
     drawn, numbers = trainer.mix, range(len(trainer.pyramid))
     trainer.mix = replace(drawn, in_turn=True)
-    rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    clips = open_batches(trainer.dataset, trainer.mix.sizes(0), config.data.workers, 0, rank, processes)
+    clips, processes = trainer.open_stream(), trainer.accelerator.num_processes
     for _ in numbers:
         _seconds(trainer, clips)
     peaks = [_peak(trainer, clips) for _ in numbers]

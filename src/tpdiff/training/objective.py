@@ -102,12 +102,6 @@ def draw_times(batch: int, density: str, generator: torch.Generator | Sequence[t
     return torch.rand(batch, generator=generator, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
 
 
-def stage_latents(pyramid: Pyramid, latents: Tensor, stage: int) -> tuple[Tensor, Tensor | None]:
-    """Clean latents (B, C, T, H, W) at full size -> those at stage k's and k + 1's sizes; None beyond the coarsest."""
-    coarse = pyramid.down(latents, stage + 1) if stage + 1 < len(pyramid) else None
-    return pyramid.down(latents, stage), coarse
-
-
 def stage_loss(
     denoise: Denoiser,
     convention: Convention,

@@ -11,22 +11,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from tpdiff.data import ClipDataset
+from tpdiff.data import ClipDataset, ShardDataset
 from tpdiff.files import write_whole
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.batches import open_batches
+from tpdiff.training.cache_settings import open_source
+from tpdiff.training.clean import clean_pair
 from tpdiff.training.compiled import compile_stages
 from tpdiff.training.config import Config
 from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
-from tpdiff.training.objective import StageLoss, stage_latents, stage_loss
+from tpdiff.training.objective import StageLoss, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate, set_rate, spent
 from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.progress import Recent, Report, Status, check_finite
 from tpdiff.training.randomness import sample_generators
-from tpdiff.training.setup import check_folder, open_dataset
+from tpdiff.training.setup import check_folder, known_text
 from tpdiff.training.stage_mix import open_mix
 from tpdiff.training.state import capture, check_same_run, restore
 from tpdiff.training.trackers import check_trackers, start_trackers
@@ -59,7 +61,7 @@ class Trainer:
         config: Config,
         out: str | Path,
         resume: bool = False,
-        dataset: ClipDataset | None = None,
+        dataset: ClipDataset | ShardDataset | None = None,
         dry: bool = False,
     ):
         self.config, self.out = config, Path(out)
@@ -79,8 +81,8 @@ class Trainer:
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.dataset = open_dataset(config) if dataset is None else dataset
-        self.latents = Latents(config, self.pyramid.multiples, self.device, self.dataset, self.trainee.autoencoder)
+        self.dataset = open_source(config) if dataset is None else dataset
+        self.latents = Latents(config, self.pyramid, self.device, self.dataset, self.trainee.autoencoder)
         self.trainee.open(self.dataset, self.latents)
         self.network: Any = self.trainee.network
         self.ema = EMA(self.network.to(self.device), train.ema_decay)
@@ -170,13 +172,13 @@ class Trainer:
             own = sample_generators(self.config.seed, batch["index"])
             latents = self.latents.of_batch(batch)
             prompts = self._prompts(batch["caption"], own)
-            told = Told(prompts, batch["video"], latents, own)
+            told = Told(prompts, batch.get("video"), latents, own, known_text(batch))
             denoise, original = self.trainee.denoiser(self.wrapped, told), self.trainee.original(told)
             stages = self.mix.stages(self.step, micro)
             last = micro == len(batches) - 1
             for k in stages:
                 with self._sync(last and k == stages[-1]), self.accelerator.autocast():
-                    clean, coarse = stage_latents(self.pyramid, latents, k)
+                    clean, coarse = clean_pair(self.pyramid, latents, k)
                     part = stage_loss(
                         denoise,
                         self.trainee.convention,
@@ -196,6 +198,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.network)
         return parts
+
+    def open_stream(self) -> Iterator[dict[str, Any]]:
+        """The micro-batches from the present step on."""
+        sizes = self.mix.clips[0] if self.config.train.token_budget is None else self.mix.sizes(self.step)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return open_batches(self.dataset, sizes, self.config.data.workers, self.samples, rank, processes)
 
     # Results
 
@@ -261,9 +269,7 @@ class Trainer:
 
     def _open_stream(self) -> None:
         if self._stream is None:
-            rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-            sizes, workers = self.mix.sizes(self.step), self.config.data.workers
-            self._stream = open_batches(self.dataset, sizes, workers, self.samples, rank, processes)
+            self._stream = self.open_stream()
 
     def _next_batch(self) -> dict[str, Any]:
         self._open_stream()
