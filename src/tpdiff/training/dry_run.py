@@ -132,7 +132,7 @@ def dry_run(config: Config, out: str | Path, rounds: int = ROUNDS) -> DryRun:
     if config.train.all_stages:
         trainer.mix = drawn
         step = median(_seconds(trainer, clips)[0] for _ in range(rounds))
-    ends = [config.train.steps] if config.train.steps else []
+    ends = [float(config.train.steps)] if config.train.steps else []
     ends += [config.train.seconds / step] if config.train.seconds else []
     return DryRun(
         device=str(trainer.device),
@@ -183,11 +183,10 @@ def _peak(trainer: Trainer, clips: Iterator[dict[str, Any]]) -> int | None:
 
 def _checkpoint_bytes(trainer: Trainer) -> int:
     """Weights, averages and moments to resume from, and the averaged weights once more for the pipeline."""
-    resumed = [*trained(trainer.network).values(), *trained(trainer.network).values()]
-    resumed += pack_optimizer(trainer.optimizer, trainer.network).values()
-    adapters = hasattr(trainer.network, "peft_config")
-    pipeline = trained(trainer.network).values() if adapters else trainer.network.parameters()
-    return sum(map(_bytes, [*resumed, *pipeline]))
+    changed = trained(trainer.network).values()
+    moments = pack_optimizer(trainer.optimizer, trainer.network).values()
+    pipeline = changed if hasattr(trainer.network, "peft_config") else trainer.network.parameters()
+    return sum(map(_bytes, [*changed, *changed, *moments, *pipeline]))
 
 
 def _bytes(tensor: Tensor) -> int:
