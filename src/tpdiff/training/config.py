@@ -125,8 +125,11 @@ class PyramidConfig(Section):
 class TrainConfig(Section):
     """How it is trained. A run ends at `steps` or at `seconds` of training time, whichever comes first.
 
+    `batch_size` counts the clips of all processes together, so that a recipe is the same run on any number of them.
+    `ema_device` "cpu" keeps the averaged weights out of the accelerator's memory.
+
     `token_budget` takes the place of `batch_size`, which then means nothing: a micro-batch of a stage holds as many
-    clips as have so many tokens together, at least one on every process, so that coarse stages hold more of them in as
+    clips as have so many tokens together, on all processes, at least one on each, so that coarse stages hold more of them in as
     much memory. `stage_weights` are the shares of the clips then too, equal if not given.
 
     `compile` compiles the network, one graph a stage. `optimizer` "adamw8bit" keeps moments in 8 bits (torchao).
@@ -159,6 +162,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
+    ema_device: Literal["model", "cpu"] = "model"
     precision: Literal["bf16", "fp16", "no"] = "bf16"
     compile: bool = False
 

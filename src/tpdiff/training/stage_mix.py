@@ -12,6 +12,7 @@ from itertools import count
 
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.training.config import Config, TrainConfig
+from tpdiff.training.distribution import share_of
 from tpdiff.training.objective import draw_stage
 from tpdiff.training.randomness import micro_batch_generator
 
@@ -81,13 +82,16 @@ def open_mix(config: Config, pyramid: Pyramid, latent: Sequence[int], patch: Seq
         pyramid: its stages.
         latent: (C, t, h, w) of a clip's latents at full size.
         patch: (t, h, w) of a token.
-        processes: among which a token budget is divided.
+        processes: among which batches, or a token budget, are divided.
+
+    Raises:
+        ValueError: a batch that does not divide.
     """
     train = config.train
     sizes = [pyramid.stage_shape((1, *latent), k)[2:] for k in range(len(pyramid))]
     tokens = tuple(math.prod(-(-n // p) for n, p in zip(size, patch, strict=True)) for size in sizes)
     if train.token_budget is None:
-        clips = (train.batch_size,) * len(tokens)
+        clips = (share_of(train.batch_size, processes),) * len(tokens)
     else:
         clips = tuple(max(1, train.token_budget // processes // n) for n in tokens)
     return StageMix(config.seed, train, pyramid, tokens, clips)
