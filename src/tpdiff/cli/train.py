@@ -1,16 +1,22 @@
 """`tpdiff train`: a recipe to a checkpoint."""
 
+from __future__ import annotations
+
+import json
 import os
 import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tpdiff.cli.quiet import quiet
 from tpdiff.cli.stop import stop_on_signals
+
+if TYPE_CHECKING:
+    from tpdiff.training.dry_run import DryRun
 
 
 def train(
@@ -18,23 +24,39 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, e.g. train.lr=1e-4")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/<recipe's name> if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Measure memory and seconds a step of every stage; write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures of --dry-run as JSON.")] = False,
 ) -> None:
     """Train a diffusion model or a video autoencoder, by its recipe. Ctrl-C leaves a checkpoint; --resume continues."""
+    if resume and dry:
+        raise ValueError("--dry-run measures a run from its beginning; leave out --resume")
+    if as_json and not dry:
+        raise ValueError("--json prints the figures of --dry-run; give both, or neither")
     from tpdiff.training.autoencoder_config import AutoencoderConfig, load_recipe
 
     recipe = load_recipe(config, overrides or ())
+    run = out or Path("runs") / config.stem
     quiet()
     from tpdiff.training.autoencoder import AutoencoderTrainer
     from tpdiff.training.progress import ProgressReport
     from tpdiff.training.trainer import Trainer
 
-    run, processes = out or Path("runs") / config.stem, int(os.environ.get("WORLD_SIZE", 1))
+    processes = int(os.environ.get("WORLD_SIZE", 1))
     trainer: Trainer | AutoencoderTrainer
     if isinstance(recipe, AutoencoderConfig):
+        if dry:
+            raise ValueError(f"{config} is the recipe of an autoencoder, which has no stages; leave out --dry-run")
         if processes > 1:
             raise ValueError(f"an autoencoder trains in one process, not {processes}; nearest: without a launcher")
         trainer = AutoencoderTrainer(recipe, run, resume=resume)
         main = True
+    elif dry:
+        from tpdiff.training.dry_run import dry_run
+
+        _show(dry_run(recipe, run), as_json)
+        return
     else:
         trainer = Trainer(recipe, run, resume=resume)
         main = trainer.accelerator.is_main_process
@@ -54,3 +76,43 @@ def train(
         if main:
             print(f"stopped at step {trainer.step}; continue with: {shlex.join(again)}")
         raise SystemExit(130)
+
+
+def _show(made: DryRun, as_json: bool) -> None:
+    """Print what was measured, once."""
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return
+    if as_json:
+        print(json.dumps(made.as_dict(), indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console, table = Console(), Table(box=box.SIMPLE_HEAD)
+    console.width = max(console.width, 100)
+    for name in ("stage", "latents", "tokens", "clips a step", "share", "s/step", "waiting", "clips/s", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in made.stages:
+        size, memory = "x".join(map(str, stage.size)), "?" if stage.memory is None else _bytes(stage.memory)
+        counts = [str(stage.stage), size, f"{stage.tokens:,}", str(stage.clips), f"{stage.share:.1%}"]
+        table.add_row(*counts, f"{stage.seconds:.3g}", f"{stage.waiting:.2g}", f"{stage.clips_per_second:.3g}", memory)
+    console.print(table)
+    print(f"memory: {made.memory}")
+    print(
+        f"{1 / made.step_seconds:.3g} steps/s: {made.steps:,.0f} steps take {_time(made.seconds)}, without validation"
+    )
+    print(
+        f"{made.checkpoints} checkpoints of {_bytes(made.checkpoint_bytes)}: {_bytes(made.free_bytes)} free"
+        + ("" if made.fits else ", too little")
+    )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1024**3:.2f} GiB" if count >= 1024**3 else f"{count / 1024**2:.1f} MiB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

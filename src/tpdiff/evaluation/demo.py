@@ -195,7 +195,7 @@ def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> 
         videos=[str(p.relative_to(out)) for p in paths],
         captions=captions,
         stages=views,
-        clips=trainer.step * trainer.config.train.batch_size * trainer.config.train.accumulation,
+        clips=trainer.samples,
     )
 
 

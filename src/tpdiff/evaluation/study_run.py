@@ -147,38 +147,41 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
 
 
 def warm_up(trainer: Trainer) -> list[int]:
-    """Operations of training on one clip at each stage, finest first, counted by running the batch size once.
+    """Operations of training on one clip at each stage, finest first, counted by running a micro-batch of it once.
 
     Latents that are kept are encoded now. All the memory that training will use is touched, so that the first slice
     does not pay for it; the weights stay.
     """
     trainer.latents.encode_ahead(trainer.dataset)
-    size = trainer.config.train.batch_size
+    sizes = trainer.mix.clips
+    counts = [count_flops(_stage_pass(trainer, stage, size)) // size for stage, size in enumerate(sizes)]
+    trainer.network.zero_grad(set_to_none=True)
+    return counts
+
+
+def _stage_pass(trainer: Trainer, stage: int, size: int) -> Callable[[], None]:
+    """A forward and backward pass of so many clips at a stage, all else done beforehand."""
     batch = collate([trainer.dataset[i] for i in range(size)])
     latents = trainer.latents.of_batch(batch)
     told = Told(batch["caption"], batch.get("video"), latents, sample_generators(trainer.config.seed, batch["index"]))
     denoise = trainer.trainee.denoiser(trainer.wrapped, told)
-    counts = []
-    for stage in range(len(trainer.pyramid)):
 
-        def step(stage: int = stage) -> None:
-            with trainer.accelerator.autocast():
-                clean, coarse = clean_pair(trainer.pyramid, latents, stage)
-                part = stage_loss(
-                    denoise,
-                    trainer.trainee.convention,
-                    clean,
-                    coarse,
-                    stage,
-                    batch["caption"],
-                    trainer.config.train,
-                    torch.Generator().manual_seed(stage),
-                )
-            part.loss.backward()
+    def step() -> None:
+        with trainer.accelerator.autocast():
+            clean, coarse = clean_pair(trainer.pyramid, latents, stage)
+            part = stage_loss(
+                denoise,
+                trainer.trainee.convention,
+                clean,
+                coarse,
+                stage,
+                batch["caption"],
+                trainer.config.train,
+                torch.Generator().manual_seed(stage),
+            )
+        part.loss.backward()
 
-        counts.append(count_flops(step) // size)
-    trainer.network.zero_grad(set_to_none=True)
-    return counts
+    return step
 
 
 def provenance(desk: Desk) -> dict[str, Any]:
@@ -207,14 +210,14 @@ def _train(desk: Desk, arms: Arms, until: float) -> None:
 def _measure(desk: Desk, trainer: Trainer, flops: list[int], seed: int) -> dict[str, Any]:
     """The distance of an arm as it is now, with what it has cost so far."""
     distance = desk.judge.distance(sampler(trainer), desk.study.clips, desk.sampling, _noise_seed(seed))
-    size = trainer.config.train.batch_size
+    sizes = trainer.mix.clips
     seen = Counter(stage for _, _, stage, _ in trainer.losses)
     return {
         "seconds": trainer.seconds,
         "steps": trainer.step,
-        "clips": size * trainer.step * trainer.config.train.accumulation,
+        "clips": trainer.samples,
         "tokens": trainer.tokens,
-        "flops": sum(flops[stage] * size * count for stage, count in seen.items()),
+        "flops": sum(flops[stage] * sizes[stage] * count for stage, count in seen.items()),
         "distance": distance,
     }
 

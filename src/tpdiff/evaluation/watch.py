@@ -5,17 +5,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from tpdiff.evaluation.latency import wait
-
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from tpdiff.models.memory import peak_bytes, reset_peak
 
 
 @dataclass
@@ -79,27 +75,3 @@ def watched(run: Callable[[], object], pipe: Any, network: nn.Module) -> Watch:
             hook.remove()
     watch.peak = peak_bytes()
     return watch
-
-
-def reset_peak() -> None:
-    """Begin to watch. Where the system cannot, `peak_bytes` tells the process's peak since it began."""
-    if _on_cuda():
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with suppress(OSError):
-        _CLEAR.write_text("5")  # proc(5): the peak of the resident set starts over
-
-
-def peak_bytes() -> int | None:
-    """Most bytes in use since `reset_peak`: allocated on the GPU, or resident in memory; None: the system tells not."""
-    if _on_cuda():
-        return torch.cuda.max_memory_allocated()
-    try:
-        lines = _STATUS.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
-
-
-def _on_cuda() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_initialized()

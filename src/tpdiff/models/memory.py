@@ -1,10 +1,19 @@
-"""Freed memory, kept for the next step."""
+"""Memory: kept from one step to the next, given back, and measured."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
 
+import torch
+from torch import nn
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and values of malloc.h
 LARGEST = 2**31 - 1
 
@@ -26,3 +35,49 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(M_TRIM_THRESHOLD, LARGEST) and mallopt(M_MMAP_THRESHOLD, LARGEST))
+
+
+def reset_peak() -> None:
+    """Begin to watch. Where the system cannot, `peak_bytes` tells the process's peak since it began."""
+    if _on_cuda():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        _CLEAR.write_text("5")  # proc(5): the peak of the resident set starts over
+
+
+def peak_bytes() -> int | None:
+    """Most bytes in use since `reset_peak`: allocated on the GPU, or resident in memory; None: the system tells not."""
+    if _on_cuda():
+        return torch.cuda.max_memory_allocated()
+    try:
+        lines = _STATUS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def give_back_freed_memory() -> None:
+    """Hand what is freed back to the system, `keep_freed_memory` or not, so that the next use of it can be measured."""
+    gc.collect()
+    if _on_cuda():
+        torch.cuda.empty_cache()
+    elif sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
+@contextmanager
+def moved(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Have modules on a device while active, then each where it was."""
+    places = [(module, weight.device) for module in modules for weight in islice(module.parameters(), 1)]
+    try:
+        for module, _ in places:
+            module.to(device)
+        yield
+    finally:
+        for module, place in places:
+            module.to(place)
+
+
+def _on_cuda() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()

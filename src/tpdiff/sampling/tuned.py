@@ -17,6 +17,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
+from tpdiff.models.memory import moved
 from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.sampling.apply import apply_pyramid, stock_class
@@ -63,10 +64,18 @@ class TunedPipeline:
         network: what was trained.
         told: what is known of it.
         dtype: of autocast; None: none.
+        device: where all of it is during a call; None: where it is before.
     """
 
-    def __init__(self, pipe: Any, network: nn.Module, told: Tuned, dtype: torch.dtype | None = None):
-        self.pipe, self.config, self.dtype = copy.copy(pipe), told, dtype
+    def __init__(
+        self,
+        pipe: Any,
+        network: nn.Module,
+        told: Tuned,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ):
+        self.pipe, self.config, self.dtype, self.device = copy.copy(pipe), told, dtype, device
         self.pyramid = Pyramid.from_config(told.pyramid)
         self.pipe.register_modules(**{told.component: network})
         if len(self.pyramid) > 1:
@@ -85,7 +94,7 @@ class TunedPipeline:
 
     def lowered(self, dtype: torch.dtype) -> TunedPipeline:
         """The same, computing in a lower precision where that is safe."""
-        return TunedPipeline(self.pipe, self.network, self.config, dtype)
+        return TunedPipeline(self.pipe, self.network, self.config, dtype, self.device)
 
     @torch.no_grad()
     def __call__(
@@ -118,9 +127,10 @@ class TunedPipeline:
         if len(self.pyramid) > 1:
             apply_pyramid(self.pipe, self.pyramid, steps)
         given["num_inference_steps"] = steps if isinstance(steps, int) else sum(steps)
-        device = self.pipe._execution_device.type
-        lower = torch.autocast(device, self.dtype) if self.dtype is not None else contextlib.nullcontext()
-        with lower, _staged_adapters(self):
+        parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        device = self.pipe._execution_device if self.device is None else self.device
+        lower = torch.autocast(device.type, self.dtype) if self.dtype is not None else contextlib.nullcontext()
+        with moved(() if self.device is None else parts, device), lower, _staged_adapters(self):
             return self.pipe(
                 prompt=[p or "" for p in prompts], generator=generator, output_type=output_type, **given | options
             )

@@ -3,37 +3,39 @@
 import ctypes
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice, repeat
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from tpdiff.data import ClipDataset, ShardDataset, StreamSampler, collate
+from tpdiff.data import ClipDataset, ShardDataset, collate, stream_indices
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 def open_batches(
     dataset: ClipDataset | ShardDataset,
-    batch_size: int,
+    sizes: int | Iterable[int],
     workers: int,
     start: int = 0,
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Endless batches, `collate`d, of the samples start, start + 1, ... that fall to this process.
+    """Batches of one size or of these, `collate`d, of the samples start, start + 1, ... that fall to this process.
 
     Which samples they hold does not depend on `workers`, the number of loader processes (0: none). On Linux these are
     forks, whatever Python's default: children of this process, which share the decoded videos and die with it.
     A batch of shards holds clips of one size, on all processes.
     """
-    if isinstance(dataset, ShardDataset):
-        dataset = dataset.grouped(batch_size * processes)
+    if isinstance(sizes, int):
+        if isinstance(dataset, ShardDataset):
+            dataset = dataset.grouped(sizes * processes)
+        sizes = repeat(sizes)
     return iter(
         DataLoader(
             dataset,
-            batch_size=batch_size,
-            sampler=StreamSampler(start, None, rank, processes),
+            batch_sampler=_numbers(sizes, stream_indices(start, None, rank, processes)),
             collate_fn=collate,
             num_workers=workers,
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -51,3 +53,8 @@ def free_worker(index: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _numbers(sizes: Iterable[int], indices: Iterator[int]) -> Iterator[list[int]]:
+    for size in sizes:
+        yield list(islice(indices, size))

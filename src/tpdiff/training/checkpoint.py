@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tpdiff.training.distribution import all_or_none
+from tpdiff.training.eight_bit import put_together, take_apart
 from tpdiff.training.shards import own_rows, part_of, place_among
 
 TENSORS = "training_state.safetensors"
@@ -33,9 +34,10 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict
     """An optimizer's state as flat tensors, "optimizer.<parameter>.<moment>"."""
     names: dict[Tensor, str] = {p: name for name, p in network.named_parameters()}
     return {
-        f"optimizer.{names[p]}.{moment}": torch.as_tensor(value).contiguous()
+        f"optimizer.{names[p]}.{part}": tensor.contiguous()
         for p, state in optimizer.state.items()
         for moment, value in state.items()
+        for part, tensor in take_apart(moment, torch.as_tensor(value)).items()
     }
 
 
@@ -51,10 +53,12 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tenso
             parameter, _, moment = rest.rpartition(".")
             moments[parameter][moment] = name
     for name, p in network.named_parameters():
-        optimizer.state[p] = {
-            m: tensors[full] if m == "step" and p not in together else part_of(tensors[full].to(p.device), p)
-            for m, full in moments[name].items()
-        }
+        optimizer.state[p] = put_together(
+            {
+                m: tensors[full] if m == "step" and p not in together else part_of(tensors[full].to(p.device), p)
+                for m, full in moments[name].items()
+            }
+        )
 
 
 def write_checkpoint(

@@ -128,6 +128,12 @@ class TrainConfig(Section):
     `batch_size` counts the clips of all processes together, so that a recipe is the same run on any number of them.
     `ema_device` "cpu" keeps the averaged weights out of the accelerator's memory.
 
+    `token_budget` takes the place of `batch_size`, which then means nothing: a micro-batch of a stage holds as many
+    clips as have so many tokens together, on all processes, at least one on each, so that coarse stages hold more of them in as
+    much memory. `stage_weights` are the shares of the clips then too, equal if not given.
+
+    `compile` compiles the network, one graph a stage. `optimizer` "adamw8bit" keeps moments in 8 bits (torchao).
+
     `loss_space` measures the error of a network that predicts the clean sample as that of another prediction type;
     None measures it as predicted. `distillation` weighs a further loss, against what a pretrained network said of the
     same noisy latents before training.
@@ -135,6 +141,7 @@ class TrainConfig(Section):
 
     method: Literal["vanilla", "stagewise"] = "stagewise"
     batch_size: int = Field(16, ge=1)
+    token_budget: int | None = Field(None, ge=1)
     accumulation: int = Field(1, ge=1)
     steps: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0)
@@ -147,6 +154,7 @@ class TrainConfig(Section):
     alignment: Literal["none", "assignment", "knn"] = "assignment"
     align_within_condition: bool = True
     knn_candidates: int = Field(4, ge=1)
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(50, ge=0)
@@ -156,12 +164,22 @@ class TrainConfig(Section):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     ema_device: Literal["model", "cpu"] = "model"
     precision: Literal["bf16", "fp16", "no"] = "bf16"
+    compile: bool = False
 
     @field_validator("precision", mode="before")
     @classmethod
     def _no_is_a_word(cls, value: object) -> object:
         """YAML reads a plain `no` as false."""
         return "no" if value is False else value
+
+    @model_validator(mode="after")
+    def _one_stage_a_batch(self) -> "TrainConfig":
+        if self.token_budget is not None and self.all_stages:
+            raise ValueError(
+                "train.token_budget sizes a batch by its one stage, train.all_stages takes each batch through all; "
+                "leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_an_end(self) -> "TrainConfig":
@@ -227,6 +245,11 @@ class Config(Section):
     log: LogConfig = LogConfig()
     validation: ValidationConfig = ValidationConfig()
 
+    @property
+    def offload(self) -> bool:
+        """Whether what encodes stays on the CPU while it has no work."""
+        return self.pretrained is not None and self.pretrained.offload
+
     @model_validator(mode="after")
     def _is_one_model(self) -> "Config":
         if self.pretrained is None:
@@ -262,6 +285,8 @@ class Config(Section):
             raise ValueError("data.shards holds latents; set model.autoencoder, which they were encoded with")
         if self.validation.on and not self.data.path:
             raise ValueError("validation needs the videos themselves; set data.path, or leave validation off")
+        if self.train.token_budget is not None and (self.data.buckets == "auto" or len(self.data.buckets or ()) > 1):
+            raise ValueError("train.token_budget needs clips of one size; leave out data.buckets, or name one")
         if self.data.latents == "disk" and self.data.cache_dir is None:
             raise ValueError("data.latents=disk needs data.cache_dir, the folder to keep them in")
         return self

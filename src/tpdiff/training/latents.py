@@ -8,10 +8,11 @@ from torch import Tensor
 
 from tpdiff.data import ClipDataset, ShardDataset, collate, to_float
 from tpdiff.models.autoencoder import compression, fingerprint, load_autoencoder
+from tpdiff.models.memory import moved
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.training.clean import Clean, encode_stages
 from tpdiff.training.config import Config
-from tpdiff.training.latent_cache import LatentCache, open_latent_cache
+from tpdiff.training.latent_cache import LatentCache, MemoryCache, open_latent_cache
 from tpdiff.training.setup import check_sizes
 
 
@@ -53,7 +54,7 @@ class Latents:
         self.ratio = (1, 1, 1)
         self.scale, self.device = config.model.latent_scale, device
         if autoencoder is not None:
-            self.autoencoder = autoencoder.to(device)
+            self.autoencoder = autoencoder if config.offload else autoencoder.to(device)
         elif config.model.autoencoder is not None:
             self.autoencoder = load_autoencoder(config.model.autoencoder).to(device)
         if self.autoencoder is not None:
@@ -97,8 +98,18 @@ class Latents:
             for number in range(len(dataset)):
                 self.of_batch(collate([dataset[number]]))
 
+    @property
+    def kept(self) -> bool:
+        """Whether the latents of a clip that was encoded are kept."""
+        return self._cache is not None
+
+    def keep_in_memory(self) -> None:
+        """Keep them from now on, whatever the configuration says."""
+        self._cache = MemoryCache()
+
     def _encode(self, clip: Tensor) -> list[Tensor]:
-        return encode_stages(self.autoencoder, to_float(clip[None].to(self.device)), self._pixel_pyramid)
+        with moved([self.autoencoder], self.device):
+            return encode_stages(self.autoencoder, to_float(clip[None].to(self.device)), self._pixel_pyramid)
 
     def _clean(self, stages: Sequence[Tensor]) -> Clean:
         scaled = [self.scale * stage.to(self.device) for stage in stages]

@@ -7,12 +7,29 @@ from torch import nn
 
 from tpdiff.training.autoencoder_config import AutoencoderTrainConfig
 from tpdiff.training.config import TrainConfig
+from tpdiff.training.eight_bit import adamw_8bit
 
 
-def build_optimizer(network: nn.Module, train: TrainConfig | AutoencoderTrainConfig) -> torch.optim.Optimizer:
-    """AdamW over all parameters that ask for gradients, in one fused pass."""
+def build_optimizer(
+    network: nn.Module, train: TrainConfig | AutoencoderTrainConfig, sharded: bool = False
+) -> torch.optim.Optimizer:
+    """AdamW over all parameters that ask for gradients, in one fused pass, or with moments of 8 bits.
+
+    Raises:
+        ValueError: `train.optimizer` names one whose package is not installed, or that sharded weights cannot have.
+    """
     asking = [p for p in network.parameters() if p.requires_grad]
+    if isinstance(train, TrainConfig) and train.optimizer == "adamw8bit":
+        if sharded:
+            raise ValueError("train.optimizer=adamw8bit keeps whole moments, FSDP2 shards them; nearest: adamw")
+        return adamw_8bit(asking, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
     return torch.optim.AdamW(asking, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Have the next step made at this rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
 
 
 def spent(train: TrainConfig | AutoencoderTrainConfig, step: int, seconds: float) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tpdiff.data import ClipDataset, ShardDataset
 from tpdiff.families.sizes import stage_sizes
+from tpdiff.models.memory import moved
 from tpdiff.pyramid.noise import randn
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.sampling.asking import Asker, Condition
@@ -65,6 +66,10 @@ class Pretrained:
 
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         self.fps = self.config.data.fps or frame_rate(dataset)
+        self.device = latents.device
+        if not self.wanted.offload:
+            for encoder in (*self._encoders(text=True), *self._encoders(text=False)):
+                encoder.to(self.device)
 
     def check(self, prompts: Sequence[str | None]) -> None:
         """Any text can be told."""
@@ -81,9 +86,9 @@ class Pretrained:
         def denoise(x: Tensor, t: Tensor, stage: int) -> Tensor:
             if self.wanted.lora is not None and self.wanted.lora.per_stage:
                 activate(unwrapped(network), adapter_name(stage))
-            question = self.asker.ask(
-                x, t, conditions, pyramid.factors[stage], pictures, self._filling(told, x, t, stage)
-            )
+            filling = self._filling(told, x, t, stage)
+            with moved(self._encoders(text=False) if pictures else (), self.device):
+                question = self.asker.ask(x, t, conditions, pyramid.factors[stage], pictures, filling)
             return self.asker.answer(question, network(**question.kwargs)[0])
 
         return denoise
@@ -116,7 +121,7 @@ class Pretrained:
             fps=self.fps,
             options=self._options(),
         )
-        return TunedPipeline(self.pipe, network, told)
+        return TunedPipeline(self.pipe, network, told, device=self.device)
 
     # Inside
 
@@ -180,8 +185,15 @@ class Pretrained:
     def _encoded(self, prompts: Sequence[str | None]) -> list[Condition]:
         """What the pipeline's text encoders make of prompts, kept on the CPU."""
         new = [p for p in dict.fromkeys(prompts) if p not in self._conditions]
-        self._conditions.update(zip(new, self.asker.encode(new), strict=True))
+        if new:
+            with moved(self._encoders(text=True), self.device):
+                self._conditions.update(zip(new, self.asker.encode(new, self.device), strict=True))
         return [self._conditions[p] for p in prompts]
+
+    def _encoders(self, text: bool) -> list[nn.Module]:
+        """What encodes prompts, or clips and pictures."""
+        parts = {n: part for n, part in self.pipe.components.items() if n not in self.asker.networks}
+        return [p for n, p in parts.items() if isinstance(p, nn.Module) and n.startswith("text_encoder") is text]
 
     def _filling(self, told: Told, x: Tensor, t: Tensor, stage: int) -> Tensor | None:
         """Frames before the first one where patches need them: that frame again, with noise of its own."""

@@ -25,7 +25,8 @@ class PretrainedConfig(Section):
     `network` is the component to train; None: the only one that predicts. `trainable` are patterns of names of its
     parameters (`*motion_modules*`); `lora` trains low-rank matrices instead. What is not trained is kept in `dtype`,
     what is in float32. `guidance` is told to networks that embed it; None: their pipeline's default. `options` are
-    further arguments of its call (`max_sequence_length`).
+    further arguments of its call (`max_sequence_length`). `offload` keeps what encodes captions, pictures and clips on
+    the CPU, and on the accelerator only while it works.
     """
 
     path: str = Field(coerce_numbers_to_str=True)
@@ -35,6 +36,7 @@ class PretrainedConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     guidance: float | None = None
     gradient_checkpointing: bool = False
+    offload: bool = False
     options: dict[str, Any] = Field({})
 
     @model_validator(mode="after")

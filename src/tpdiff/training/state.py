@@ -1,6 +1,6 @@
 """A run as tensors and JSON values, and back: what makes a resumed run the same run.
 
-Random numbers are not among them: they are keyed (`tpdiff.training.randomness`), as is the place in the data.
+Random numbers are not among them: they are keyed (`tpdiff.training.randomness`); the place in the data is a number.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "step": trainer.step,
         "seconds": trainer.seconds,
         "tokens": trainer.tokens,
+        "samples": trainer.samples,
         "ema_updates": trainer.ema.updates,
         "recent": trainer.recent.pack(),
         "gradient_scaler": None if scaler is None else scaler.state_dict(),
@@ -90,6 +91,9 @@ def restore(trainer: Trainer, folder: Path) -> None:
         load(found)
     ckpt.unpack_optimizer(trainer.optimizer, trainer.network, tensors)
     trainer.step, trainer.seconds, trainer.tokens = state["step"], state["seconds"], state["tokens"]
+    train = trainer.config.train
+    before = trainer.step * train.accumulation * train.batch_size  # by checkpoints that do not say it
+    trainer.samples = state.get("samples", before)
     trainer.ema.updates = state["ema_updates"]
     trainer.recent.unpack(state["recent"])
     trainer.losses = [(s, int(step), int(k), loss) for s, step, k, loss in tensors["losses"].tolist()]

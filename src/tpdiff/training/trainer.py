@@ -17,17 +17,19 @@ from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.batches import open_batches
 from tpdiff.training.cache_settings import open_source
 from tpdiff.training.clean import clean_pair
+from tpdiff.training.compiled import compile_stages
 from tpdiff.training.config import Config
-from tpdiff.training.distribution import agree, all_or_none, open_accelerator, share_of
+from tpdiff.training.distribution import agree, all_or_none, open_accelerator
 from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
-from tpdiff.training.objective import StageLoss, draw_stage, stage_loss
-from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
+from tpdiff.training.objective import StageLoss, stage_loss
+from tpdiff.training.optimizer import build_optimizer, learning_rate, set_rate, spent
 from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.progress import Recent, Report, Status, check_finite
-from tpdiff.training.randomness import micro_batch_generator, sample_generators
+from tpdiff.training.randomness import sample_generators
 from tpdiff.training.setup import check_folder, known_text
+from tpdiff.training.stage_mix import open_mix
 from tpdiff.training.state import capture, check_same_run, restore
 from tpdiff.training.trackers import check_trackers, start_trackers
 from tpdiff.training.trainee import OwnNetwork, Told, Trainee
@@ -45,6 +47,7 @@ class Trainer:
         out: the run's folder; must be empty or absent unless `resume`.
         resume: continue from the newest checkpoint in `out`.
         dataset: share an already opened dataset; None opens `config.data`.
+        dry: write nothing, whatever `out` holds; neither `run` nor `save` may be called.
 
     Attributes:
         clock: tells the seconds by which training is timed and its budget spent; the wall's.
@@ -54,34 +57,42 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, out: str | Path, resume: bool = False, dataset: ClipDataset | ShardDataset | None = None
+        self,
+        config: Config,
+        out: str | Path,
+        resume: bool = False,
+        dataset: ClipDataset | ShardDataset | None = None,
+        dry: bool = False,
     ):
         self.config, self.out = config, Path(out)
         self.trainee: Trainee = OwnNetwork(config) if config.pretrained is None else Pretrained(config)
         self.pyramid = self.trainee.convention.pyramid
         check_trackers(config.log.trackers)
-        found = check_folder(self.out, config, resume)
+        found = None if dry else check_folder(self.out, config, resume)
         if found is not None:
             check_same_run(found, config)
         set_seed(config.seed)
         train = config.train
         idle = config.pretrained is not None
         self.accelerator = open_accelerator(train.precision, config.log.trackers, self.out, idle)
-        self.share = share_of(train.batch_size, self.accelerator.num_processes)
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dataset = open_source(config) if dataset is None else dataset
         self.latents = Latents(config, self.pyramid, self.device, self.dataset, self.trainee.autoencoder)
+        sizes = (self.latents.shape, self.trainee.patch_size)
+        self.mix = open_mix(config, self.pyramid, *sizes, self.accelerator.num_processes)
         self.trainee.open(self.dataset, self.latents)
         self.network: Any = self.trainee.network
         sharded, kept = self.accelerator.is_fsdp2, "cpu" if train.ema_device == "cpu" else None
         self.ema = EMA(self.network if sharded else self.network.to(self.device), train.ema_decay, kept, sharded)
-        optimizer = build_optimizer(self.network, train)
+        optimizer = build_optimizer(self.network, train, sharded)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
         if sharded:
             self.ema.follow(self.network)
-        self.step, self.seconds, self.tokens = 0, 0.0, 0
+        if train.compile:
+            compile_stages(self.network, len(self.pyramid))
+        self.step, self.seconds, self.tokens, self.samples = 0, 0.0, 0, 0
         self.losses: list[tuple[float, int, int, float]] = []  # (seconds, step, stage, loss)
         self.recent = Recent()
         self.clock = time.perf_counter
@@ -91,10 +102,8 @@ class Trainer:
         if found is not None:
             restore(self, found)
         self.validation = Validation(self) if config.validation.on else None
-        if self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_whole(self.out / "config.yaml", dump_config(config))
-        start_trackers(self.accelerator, config, self.step, resume)
+        if not dry:
+            self._begin(resume)
 
     # Running
 
@@ -144,6 +153,7 @@ class Trainer:
             tokens = sum(p.positions for p in parts) // math.prod(self.trainee.patch_size)
             tokens *= self.accelerator.num_processes
             self.tokens += tokens
+            self.samples += self.accelerator.num_processes * sum(len(batch["index"]) for batch in batches)
             check_finite(values, self.step)
             self.losses += [(self.seconds, self.step, stage, loss) for stage, loss, _ in values]
             self.recent.add(values, tokens, elapsed)
@@ -161,18 +171,14 @@ class Trainer:
     def train_step(self, batches: list[dict[str, Any]]) -> list[StageLoss]:
         """One optimizer step over its micro-batches; advances neither the clock nor the counters."""
         train, parts = self.config.train, []
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(train, self.step, self.fraction)
+        set_rate(self.optimizer, learning_rate(train, self.step, self.fraction))
         for micro, batch in enumerate(batches):
-            shared = micro_batch_generator(self.config.seed, self.step, micro, train.accumulation)
             own = sample_generators(self.config.seed, batch["index"])
             latents = self.latents.of_batch(batch)
             prompts = self._prompts(batch["caption"], own)
             told = Told(prompts, batch.get("video"), latents, own, known_text(batch))
             denoise, original = self.trainee.denoiser(self.wrapped, told), self.trainee.original(told)
-            stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
-            if train.all_stages:
-                stages = list(range(len(self.pyramid)))
+            stages = self.mix.stages(self.step, micro)
             last = micro == len(batches) - 1
             for k in stages:
                 with self._sync(last and k == stages[-1]), self.accelerator.autocast():
@@ -189,7 +195,7 @@ class Trainer:
                         original,
                         self.accelerator,
                     )
-                self.accelerator.backward(part.loss / (len(stages) * len(batches)))
+                self.accelerator.backward(part.loss / (len(stages) * len(batches) / self.mix.counts(k)))
                 parts.append(replace(part, loss=part.loss.detach()))
         if train.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), train.max_grad_norm)
@@ -197,6 +203,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.network)
         return parts
+
+    def open_stream(self) -> Iterator[dict[str, Any]]:
+        """The micro-batches from the present step on."""
+        sizes = self.mix.clips[0] if self.config.train.token_budget is None else self.mix.sizes(self.step)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return open_batches(self.dataset, sizes, self.config.data.workers, self.samples, rank, processes)
 
     # Results
 
@@ -239,6 +251,12 @@ class Trainer:
 
     # Inside
 
+    def _begin(self, resume: bool) -> None:
+        if self.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_whole(self.out / "config.yaml", dump_config(self.config))
+        start_trackers(self.accelerator, self.config, self.step, resume)
+
     def _prompts(self, captions: list[str], generators: list[torch.Generator]) -> list[str | None]:
         """Captions, of which some are dropped to None."""
         share, drawn = self.config.condition.dropout, [float(torch.rand((), generator=g)) for g in generators]
@@ -250,10 +268,7 @@ class Trainer:
 
     def _open_stream(self) -> None:
         if self._stream is None:
-            train, processes = self.config.train, self.accelerator.num_processes
-            seen = self.step * train.accumulation * train.batch_size
-            rank, workers = self.accelerator.process_index, self.config.data.workers
-            self._stream = open_batches(self.dataset, self.share, workers, seen, rank, processes)
+            self._stream = self.open_stream()
 
     def _next_batch(self) -> dict[str, Any]:
         self._open_stream()

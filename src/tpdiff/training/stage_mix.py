@@ -1,0 +1,97 @@
+"""Which stage a micro-batch is of, and how many clips it holds.
+
+With a token budget a micro-batch of a coarse stage holds more clips than one of a fine stage, in as much memory. A
+stage is then drawn with its weight divided by its clips, and the loss of a micro-batch counts by its clips: the weights
+stay the shares of the samples, and the gradient to be expected is that of batches of one size.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.training.config import Config, TrainConfig
+from tpdiff.training.distribution import share_of
+from tpdiff.training.objective import draw_stage
+from tpdiff.training.randomness import micro_batch_generator
+
+
+@dataclass(frozen=True)
+class StageMix:
+    """The micro-batches of a run, a function of the step alone.
+
+    Attributes:
+        seed: of the run.
+        train: how it is trained.
+        pyramid: its stages.
+        tokens: of one clip at each stage, finest first.
+        clips: in a micro-batch of each stage on every process, finest first.
+        in_turn: step n is of stage n modulo their number, instead of a drawn one.
+    """
+
+    seed: int
+    train: TrainConfig
+    pyramid: Pyramid
+    tokens: tuple[int, ...]
+    clips: tuple[int, ...]
+    in_turn: bool = False
+
+    @property
+    def wanted(self) -> list[float]:
+        """`train.stage_weights`, finest first: the shares of the samples, not yet summing to 1."""
+        weights = self.train.stage_weights if len(self.pyramid) > 1 else None
+        return [1.0] * len(self.pyramid) if weights is None else weights[::-1]
+
+    @property
+    def weights(self) -> list[float]:
+        """By which the stages of micro-batches are drawn, finest first."""
+        least = min(self.clips)
+        return [wanted * (least / clips) for wanted, clips in zip(self.wanted, self.clips, strict=True)]
+
+    @property
+    def shares(self) -> list[float]:
+        """Of the micro-batches that are of each stage, finest first."""
+        return [weight / sum(self.weights) for weight in self.weights]
+
+    def stages(self, step: int, micro: int) -> list[int]:
+        """Those that micro-batch `micro` of the step after `step` goes through; the same on every process."""
+        if self.in_turn:
+            return [step % len(self.pyramid)]
+        if self.train.all_stages:
+            return list(range(len(self.pyramid)))
+        generator = micro_batch_generator(self.seed, step, micro, self.train.accumulation)
+        return [draw_stage(self.pyramid, self.weights[::-1], generator)]
+
+    def sizes(self, step: int) -> Iterator[int]:
+        """Clips of this process in one micro-batch after another, from the step after `step` on."""
+        for later in count(step):
+            for micro in range(self.train.accumulation):
+                yield self.clips[self.stages(later, micro)[0]]
+
+    def counts(self, stage: int) -> float:
+        """How much the mean loss of a micro-batch counts: its clips against their number in the mean."""
+        return self.clips[stage] * sum(self.weights) / (min(self.clips) * sum(self.wanted))
+
+
+def open_mix(config: Config, pyramid: Pyramid, latent: Sequence[int], patch: Sequence[int], processes: int) -> StageMix:
+    """The mix that a configuration asks for.
+
+    Args:
+        config: the run.
+        pyramid: its stages.
+        latent: (C, t, h, w) of a clip's latents at full size.
+        patch: (t, h, w) of a token.
+        processes: among which batches, or a token budget, are divided.
+
+    Raises:
+        ValueError: a batch that does not divide.
+    """
+    train = config.train
+    sizes = [pyramid.stage_shape((1, *latent), k)[2:] for k in range(len(pyramid))]
+    tokens = tuple(math.prod(-(-n // p) for n, p in zip(size, patch, strict=True)) for size in sizes)
+    if train.token_budget is None:
+        clips = (share_of(train.batch_size, processes),) * len(tokens)
+    else:
+        clips = tuple(max(1, train.token_budget // processes // n) for n in tokens)
+    return StageMix(config.seed, train, pyramid, tokens, clips)
