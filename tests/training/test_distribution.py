@@ -153,6 +153,16 @@ def test_processes_give_the_loss_curve_of_one(values, tmp_path, way):
         assert torch.equal(tensor, many[f"ema.{name}"])
 
 
+def test_token_budgets_are_shared(values, tmp_path):
+    values["train"] |= {"token_budget": 128, "steps": 12}  # 4, 8 and 16 clips of 32, 16 and 8 tokens
+    one, two = (train(values, tmp_path / f"{world}", world) for world in (1, 2))
+    assert {int(stage) for stage in curve(one)[:, 1]} == {0, 1, 2}
+    assert_same_curve(one, two, 1e-4)
+    assert order(tmp_path / "2", 2).keys() == order(tmp_path / "1", 1).keys() == set(range(12))
+    seen = [sorted(i for batch in order(tmp_path / f"{w}", w).values() for b in batch for i in b) for w in (1, 2)]
+    assert seen[0] == seen[1] == list(range(len(seen[0])))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp2"])
 def test_in_double_precision_the_curve_is_the_same_for_longer(values, tmp_path, way):
