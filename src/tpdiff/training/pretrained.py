@@ -53,6 +53,7 @@ class Pretrained:
         data = config.data
         stage_sizes(pipe, self.family, pyramid, (data.frames, data.height, data.width))
         self._check_span()
+        self._check_samples()
         self._conditions: dict[str | None, Condition] = {}
         self._prepare()
 
@@ -125,6 +126,15 @@ class Pretrained:
                     f"{self.name} is asked at times {least:g} to {greatest:g}, of which stage {stage.index} "
                     f"({stage.end:.3g} to {stage.start:.3g}) has none: give it weight 0 in train.stage_weights"
                 )
+
+    def _check_samples(self) -> None:
+        """Refuse samples of a pipeline that must be given pictures, which validation has none for."""
+        wanted = self.config.validation
+        if wanted.on and (wanted.samples or wanted.distance_clips) and self.family.from_picture(self.pipe):
+            raise ValueError(
+                f"{type(self.pipe).__name__} starts from pictures, which samples of a validation are not given: "
+                "set validation.samples=0 and validation.distance_clips=0"
+            )
 
     def _prepare(self) -> None:
         """Say what of the network is trained, and freeze all else."""
