@@ -138,3 +138,31 @@ def video_vae(tmp_path_factory):
     )
     vae.save_pretrained(str(folder), safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_vae(tmp_path_factory):
+    """A folder with a causal autoencoder of random weights: 1 + 4n frames, an eighth of the size, 4 channels."""
+    folder = tmp_path_factory.mktemp("small_vae")
+    import torch
+
+    from tpdiff.models.video_autoencoder import VideoAutoencoder
+
+    torch.manual_seed(3)
+    vae = VideoAutoencoder(latent_channels=4, hidden_size=8, encoder_layers=1, decoder_layers=1)
+    for p in vae.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    vae.save_pretrained(str(folder), safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoding(tiny, long_clips, small_vae):
+    """`encoding("data.stages=pixel")`: 9 frames of 32 x 32 of 17, two stages, captions as classes."""
+
+    def make(*overrides, folder=long_clips):
+        size = ("data.frames=9", "data.height=32", "data.width=32", "data.fps=")
+        stages = ("pyramid.factors=[[1,1,1],[2,2,2]]", "pyramid.causal_time=true", "model.patch_size=[1,1,1]")
+        return tiny(f"data.path={folder}", f"model.autoencoder={small_vae}", *size, *stages, *overrides)
+
+    return make

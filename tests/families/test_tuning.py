@@ -202,6 +202,30 @@ def test_an_expert_is_trained_at_its_own_times(tuning, tmp_path):
         assert ((times >= 875) if network == "transformer" else (times < 875)).all()
 
 
+@pytest.mark.parametrize("pretrained", [{}, LORA])
+def test_a_network_may_follow_what_it_said_before(tuning, tmp_path, pretrained):
+    """At first it says just that, so the further loss is 0; in the end it says nearly that, where it weighs enough."""
+    first, away = {}, {}
+    for weight in (0, 1000):
+        config = tuning(
+            find_case("wan"), f"train.distillation={weight}", "train.steps=20", "train.lr=0.01", **pretrained
+        )
+        trainer, said = Trainer(config, tmp_path / f"run-{weight}"), []
+
+        def note(module, args, kwargs, out, said=said):
+            said.append((kwargs, out[0].detach()))
+
+        handle = trainer.network.register_forward_hook(note, with_kwargs=True)
+        trainer.run()
+        handle.remove()
+        first[weight] = trainer.losses[0][-1]
+        kwargs, before = said[0]
+        with torch.no_grad():
+            away[weight] = float((trainer.network(**kwargs)[0] - before).square().mean())
+    assert first[0] == pytest.approx(first[1000], rel=1e-5)
+    assert away[1000] < 0.2 * away[0]
+
+
 def test_validation_and_samples_are_of_the_tuned_pipeline(tuning, tmp_path):
     wanted = ["every_steps=2", "samples=1", "sample_steps=3", "clips=1", "quantiles=2"]
     config = tuning(find_case("wan"), "data.split=train", *(f"validation.{one}" for one in wanted))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tpdiff.models.conditioning import LabelCondition, NoCondition, TextCondition
-from tpdiff.models.text import encode_prompts, load_text_encoder, text_encoder_path
+from tpdiff.models import conditioning
+from tpdiff.models.conditioning import LabelCondition, NoCondition, StoredText, TextCondition
+from tpdiff.models.text import encode_prompts, load_text_encoder, text_encoder_path, text_identity
 
 
 def test_no_condition_takes_no_prompt():
@@ -143,3 +144,40 @@ def test_the_packaged_encoder_tells_left_from_right():
     assert got.shape == (2, 8, 384)
     assert torch.isfinite(got).all()
     assert (got[0, 3] - got[1, 3]).norm() > 0.1 * got[0, 3].norm()
+
+
+def rows(condition, *texts):
+    got = condition.encode(texts, "cpu")
+    return dict(zip(texts, zip(*got.values(), strict=True), strict=True))
+
+
+def test_stored_text_is_not_encoded_again(text, bert, monkeypatch):
+    known, empty = rows(text, "up", "five"), rows(text, "")[""]
+    stored = StoredText(str(bert), 10, empty)
+    assert stored.network_config() == text.network_config()
+    loaded = []
+    monkeypatch.setattr(
+        conditioning, "load_text_encoder", lambda source: loaded.append(source) or load_text_encoder(source)
+    )
+    got = stored.encode(["five", None, "up"], "cpu", known)
+    assert loaded == []
+    for key, values in text.encode(["five", None, "up"], "cpu").items():
+        assert torch.equal(got[key], values)
+    got = stored.encode(["a digit", "up", None], "cpu", {"up": (known["up"][0] + 1, known["up"][1])})
+    assert loaded == [str(bert)]
+    wanted = text.encode(["a digit", "up", None], "cpu")["encoder_hidden_states"]
+    torch.testing.assert_close(got["encoder_hidden_states"], wanted + torch.tensor([0, 1, 0])[:, None, None])
+    with pytest.raises(ValueError, match="a prompt must be text, got int"):
+        stored.encode([3], "cpu")
+
+
+def test_an_encoder_is_known_by_its_weights_and_its_words(bert):
+    encoder, tokenizer = load_text_encoder(str(bert))
+    identity = text_identity(encoder, tokenizer)
+    tokenizer(["up"], padding="max_length", truncation=True, max_length=4)
+    assert text_identity(*load_text_encoder(str(bert))) == text_identity(encoder, tokenizer) == identity
+    tokenizer.add_tokens(["Überholen"])
+    assert text_identity(encoder, tokenizer) != identity
+    encoder, tokenizer = load_text_encoder(str(bert))
+    next(iter(encoder.parameters())).data.view(-1)[0] += 1e-3
+    assert text_identity(encoder, tokenizer) != identity

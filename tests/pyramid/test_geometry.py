@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tpdiff.pyramid import check_axis, check_video_size
+from tpdiff.pyramid.geometry import largest_video_size
 
 
 def refusal(call, *args, **options) -> str:
@@ -78,3 +79,27 @@ def test_a_video_is_checked_axis_by_axis():
     with pytest.raises(ValueError, match=r"width 833 is not a multiple of 64 .*nearest: 832 or 896"):
         check_video_size((81, 448, 833), **options, causal_time=True)
     check_video_size((16, 12, 20), (4, 4, 4))  # latent elements: no VAE, no patch
+
+
+@pytest.mark.parametrize("causal_time", [False, True])
+@pytest.mark.parametrize("causal_vae", [False, True])
+@pytest.mark.parametrize("pyramid", [(1, 1, 1), (4, 2, 2)])
+def test_the_largest_size_is_legal_and_the_next_is_not(causal_time, causal_vae, pyramid):
+    rules = {"pyramid": pyramid, "patch": (1, 2, 2), "vae": (4, 8, 8) if causal_vae else (1, 8, 8)}
+    rules |= {"causal_time": causal_time, "causal_vae": causal_vae}
+
+    def legal(size):
+        try:
+            check_video_size(size, **rules)
+        except ValueError:
+            return False
+        return True
+
+    for frames in range(1, 40):
+        found = largest_video_size((frames, 70, 101), **rules)
+        lengths = [length for length in range(1, frames + 1) if legal((length, 64, 96))]
+        assert found == ((lengths[-1], *largest_video_size((39, 70, 101), **rules)[1:]) if lengths else None)
+        assert found is None or (
+            legal(found) and not any(legal((found[0], side, 96)) for side in range(found[1] + 1, 71))
+        )
+    assert largest_video_size((39, 15, 101), **rules) is None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tpdiff.models.autoencoder import encode_video, fingerprint, load_autoencoder
+from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
 from tpdiff.training import latent_cache
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import ConfigError
@@ -54,7 +55,7 @@ def assert_same(a, b):
 
 def opened(config):
     dataset = open_dataset(config)
-    return dataset, Latents(config, (1, 2, 2), CPU, dataset)
+    return dataset, Latents(config, Pyramid(FlowMatchingSchedule(), [(1, 1, 1), (1, 2, 2)]), CPU, dataset)
 
 
 def batch_of(dataset, *indices):

@@ -8,6 +8,7 @@ import torch
 from tpdiff.models.video_dit import VideoDiT
 from tpdiff.pyramid import VariancePreservingSchedule
 from tpdiff.sampling.denoiser import plain_denoiser
+from tpdiff.training.clean import clean_pair
 from tpdiff.training.load_config import build_config
 from tpdiff.training.objective import (
     Convention,
@@ -15,7 +16,6 @@ from tpdiff.training.objective import (
     draw_noise,
     draw_stage,
     draw_times,
-    stage_latents,
     stage_loss,
 )
 
@@ -51,7 +51,7 @@ def latents(frames=FRAMES, size=SIZE):
 
 def loss_of(network, config, stage=0, x=None, condition=None, seed=11):
     pyramid = build_pyramid(config)
-    clean, coarse = stage_latents(pyramid, latents() if x is None else x, stage)
+    clean, coarse = clean_pair(pyramid, latents() if x is None else x, stage)
     return stage_loss(
         denoise=plain_denoiser(network, network.config, pyramid, condition or {}),
         convention=Convention(pyramid, config.diffusion.prediction),

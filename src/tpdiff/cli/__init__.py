@@ -8,7 +8,7 @@ from tpdiff.threads import wait_passively
 
 wait_passively()  # before any command loads PyTorch
 
-from tpdiff.cli import bench, data, demo, evaluate, export, plan, sample, train  # noqa: E402
+from tpdiff.cli import bench, cache, data, demo, evaluate, export, plan, sample, train  # noqa: E402
 
 app = typer.Typer(
     name="tpdiff",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data", help="Make or check a folder of captioned videos.")
 app.command("demo")(demo.demo)
+app.command("cache")(cache.cache)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("export")(export.export)

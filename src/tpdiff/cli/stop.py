@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
+def stop_on_signals(request_stop: Callable[[], None], after: str = "this step") -> Iterator[None]:
     """While active, the first Ctrl-C (or SIGTERM) asks for a stop after the step under way; the second aborts."""
     asked = False
 
@@ -16,7 +16,7 @@ def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print("stopping after this step; again to abort", file=sys.stderr)
+        print(f"stopping after {after}; again to abort", file=sys.stderr)
         request_stop()
 
     before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}

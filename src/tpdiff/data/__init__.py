@@ -10,6 +10,7 @@ from .errors import DataError, VideoError
 from .folder import BadFile, Entry, FolderScan, check_share, scan
 from .frames import resize_frames, to_float, to_uint8
 from .recipe import MadeSet
+from .shards import ShardDataset
 from .stream import StreamSampler, stream_indices
 from .video import VideoInfo, probe, read_clip, read_video
 from .writing import write_video
@@ -22,6 +23,7 @@ __all__ = [
     "FolderReport",
     "FolderScan",
     "MadeSet",
+    "ShardDataset",
     "StreamSampler",
     "VideoError",
     "VideoInfo",

@@ -232,14 +232,10 @@ def verify(
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Samples -> video uint8 (B, 3, T, H, W), index int64 (B,); caption, path and start: lists."""
-    return {
-        "video": torch.stack([sample["video"] for sample in samples]),
-        "caption": [sample["caption"] for sample in samples],
-        "index": torch.tensor([sample["index"] for sample in samples]),
-        "path": [sample["path"] for sample in samples],
-        "start": [sample["start"] for sample in samples],
-    }
+    """Samples -> a batch: tensors stacked (video uint8 (B, 3, T, H, W)), index int64 (B,), everything else in lists."""
+    batch = {key: [sample[key] for sample in samples] for key in samples[0]}
+    stacked = {key: torch.stack(values) for key, values in batch.items() if isinstance(values[0], Tensor)}
+    return batch | stacked | {"index": torch.tensor(batch["index"])}
 
 
 def _require(found: FolderScan, folder: str | Path) -> None:

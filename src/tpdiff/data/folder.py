@@ -17,6 +17,7 @@ from typing import Any
 from .errors import DataError
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 METADATA = ("metadata.jsonl", "metadata.csv")
 SPLIT_FOLDERS = ("train", "validation", "val", "test")
 SHOWN = 5  # names listed in a message
@@ -56,22 +57,23 @@ class FolderScan:
         return tuple(sorted({entry.split for entry in self.entries if entry.split is not None}))
 
 
-def scan(folder: str | Path, split: str | None = None) -> FolderScan:
+def scan(folder: str | Path, split: str | None = None, pictures: bool = False) -> FolderScan:
     """List the videos of a folder and its subfolders; hidden files are left out. Nothing is decoded.
 
-    split: keep the entries of this split only; None keeps all.
+    split: keep the entries of this split only; None keeps all. pictures: list single pictures too.
     Raises DataError when the folder is missing or holds no video, when a line of the metadata is malformed
     (with file and line), or when no entry has the split asked for.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}" if not folder.exists() else f"{folder} is a file, not a folder")
-    videos = sorted(path for path in folder.rglob("*") if _is_video(path, folder))
+    suffixes = SUFFIXES + PICTURES if pictures else SUFFIXES
+    videos = sorted(path for path in folder.rglob("*") if _is_video(path, folder, suffixes))
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(metadata) > 1:
         raise DataError(f"{folder} holds both {' and '.join(METADATA)}; keep one of them")
     if not videos and not metadata:
-        raise DataError(f"no video files ({', '.join(SUFFIXES)}) in {folder}")
+        raise DataError(f"no video files ({', '.join(suffixes)}) in {folder}")
     found = _from_metadata(folder, metadata[0], videos) if metadata else _from_neighbours(folder, videos)
     if not found.entries and not found.skipped:
         raise DataError(f"{metadata[0]} lists no videos")
@@ -108,9 +110,9 @@ def check_share(scan: FolderScan, max_bad_share: float) -> None:
         )
 
 
-def _is_video(path: Path, folder: Path) -> bool:
+def _is_video(path: Path, folder: Path, suffixes: tuple[str, ...]) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+    return path.suffix.lower() in suffixes and not hidden and path.is_file()
 
 
 def _only(found: FolderScan, split: str, folder: Path) -> FolderScan:

@@ -11,8 +11,9 @@ from tpdiff.data import record_doom, render_digits
 from tpdiff.evaluation.arms import Clock
 from tpdiff.files import write_whole
 from tpdiff.recipes import recipe_path
-from tpdiff.training.config import Config, Section
+from tpdiff.training.config import Config
 from tpdiff.training.load_config import load_config
+from tpdiff.training.section import Section
 
 LONGEST_SLICE = 20.0
 

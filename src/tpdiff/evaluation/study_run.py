@@ -17,7 +17,8 @@ from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.latency import count_flops
 from tpdiff.evaluation.samples import Sampling, sampler
 from tpdiff.evaluation.study import Study, read_result, write_result
-from tpdiff.training.objective import stage_latents, stage_loss
+from tpdiff.training.clean import clean_pair
+from tpdiff.training.objective import stage_loss
 from tpdiff.training.progress import Status
 from tpdiff.training.randomness import sample_generators
 from tpdiff.training.trainee import Told
@@ -155,14 +156,14 @@ def warm_up(trainer: Trainer) -> list[int]:
     size = trainer.config.train.batch_size
     batch = collate([trainer.dataset[i] for i in range(size)])
     latents = trainer.latents.of_batch(batch)
-    told = Told(batch["caption"], batch["video"], latents, sample_generators(trainer.config.seed, batch["index"]))
+    told = Told(batch["caption"], batch.get("video"), latents, sample_generators(trainer.config.seed, batch["index"]))
     denoise = trainer.trainee.denoiser(trainer.wrapped, told)
     counts = []
     for stage in range(len(trainer.pyramid)):
 
         def step(stage: int = stage) -> None:
             with trainer.accelerator.autocast():
-                clean, coarse = stage_latents(trainer.pyramid, latents, stage)
+                clean, coarse = clean_pair(trainer.pyramid, latents, stage)
                 part = stage_loss(
                     denoise,
                     trainer.trainee.convention,

@@ -1,7 +1,6 @@
 """Any diffusers autoencoder, of images or of videos, behind two functions over (B, C, T, H, W)."""
 
 import json
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from diffusers import AutoModel
 from diffusers import __version__ as diffusers
 from torch import Tensor, nn
 
+from tpdiff.models.digest import weights_digest
 from tpdiff.models.video_autoencoder import VideoAutoencoder
 
 
@@ -88,22 +88,18 @@ def _normalisation(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fingerprint(vae: Any) -> str:
-    """A digest of what decides the latents: class, configuration, every weight, device and library versions."""
+    """A digest of what decides the latents to the last bit: `identity`, and device and library versions."""
+    return weights_digest(vae, _settings(vae), next(vae.parameters()).device.type, torch.__version__, diffusers)
+
+
+def identity(vae: Any) -> str:
+    """A digest of which autoencoder this is, wherever it works: class, configuration and every weight."""
+    return weights_digest(vae, _settings(vae))
+
+
+def _settings(vae: Any) -> str:
     kept = {k: v for k, v in vae.config.items() if not k.startswith("_")}
-    where = next(vae.parameters()).device.type
-    digest = blake2b(digest_size=16)
-    for part in (
-        type(vae).__name__,
-        json.dumps(kept, sort_keys=True, default=str),
-        where,
-        torch.__version__,
-        diffusers,
-    ):
-        digest.update(f"{part}|".encode())
-    for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 @torch.no_grad()

@@ -5,16 +5,18 @@ forward. Training drops prompts to None and guidance asks for None, so both meet
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tpdiff.models.text import encode_prompts
+from tpdiff.models.text import encode_prompts, load_text_encoder
 
 Prompt = str | None
+States = tuple[Tensor, Tensor]  # token states (L, D), and (L,) bool, True where a token stands
+Known = Mapping[str, States]  # by text
 
 
 class Conditioner(Protocol):
@@ -26,8 +28,10 @@ class Conditioner(Protocol):
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise ValueError for a prompt that cannot be encoded, before any work."""
 
-    def encode(self, prompts: Sequence[Prompt], device: torch.device | str) -> dict[str, Tensor]:
-        """Keyword arguments of the network's forward for a batch of prompts."""
+    def encode(
+        self, prompts: Sequence[Prompt], device: torch.device | str, known: Known | None = None
+    ) -> dict[str, Tensor]:
+        """Keyword arguments of the network's forward for a batch of prompts; text that is `known` is not encoded."""
 
 
 class NoCondition:
@@ -40,7 +44,9 @@ class NoCondition:
         if any(p is not None for p in prompts):
             raise ValueError("this model was trained without captions and takes no prompt")
 
-    def encode(self, prompts: Sequence[Prompt], device: torch.device | str) -> dict[str, Tensor]:
+    def encode(
+        self, prompts: Sequence[Prompt], device: torch.device | str, known: Known | None = None
+    ) -> dict[str, Tensor]:
         return {}
 
 
@@ -69,7 +75,9 @@ class LabelCondition:
                     f"nearest: {', '.join(repr(n) for n in nearest)}"
                 )
 
-    def encode(self, prompts: Sequence[Prompt], device: torch.device | str) -> dict[str, Tensor]:
+    def encode(
+        self, prompts: Sequence[Prompt], device: torch.device | str, known: Known | None = None
+    ) -> dict[str, Tensor]:
         self.check(prompts)
         classes = [len(self.labels) if p is None else self._index[p] for p in prompts]
         return {"class_labels": torch.tensor(classes, device=device)}
@@ -88,27 +96,69 @@ class TextCondition:
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[str, States] = {}
 
     def network_config(self) -> dict[str, int]:
         config: Any = self.text_encoder.config
         return {"text_dim": getattr(config, "hidden_size", None) or config.d_model}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            if prompt is not None and not isinstance(prompt, str):
-                raise ValueError(f"a prompt must be text, got {type(prompt).__name__}")
+        _check_text(prompts)
 
-    def encode(self, prompts: Sequence[Prompt], device: torch.device | str) -> dict[str, Tensor]:
+    def encode(
+        self, prompts: Sequence[Prompt], device: torch.device | str, known: Known | None = None
+    ) -> dict[str, Tensor]:
         self.check(prompts)
-        texts = [p or "" for p in prompts]
-        new = sorted(set(texts) - self._known.keys())
+        texts, known = [p or "" for p in prompts], known or {}
+        new = sorted(set(texts) - self._kept.keys() - known.keys())
         for batch in (new[i : i + 64] for i in range(0, len(new), 64)):
             encoded = encode_prompts(self.text_encoder, self.tokenizer, batch, self.max_length)
             rows = zip(encoded.prompt_embeds.cpu(), encoded.prompt_attention_mask.cpu(), strict=True)
-            self._known.update(zip(batch, rows, strict=True))
-        states, masks = zip(*(self._known[text] for text in texts), strict=True)
-        return {
-            "encoder_hidden_states": torch.stack(states).to(device),
-            "encoder_attention_mask": torch.stack(masks).to(device),
-        }
+            self._kept.update(zip(batch, rows, strict=True))
+        return _stacked([known[text] if text in known else self._kept[text] for text in texts], device)
+
+
+class StoredText:
+    """Token states that were encoded elsewhere; the encoder is loaded for a prompt that is not among them.
+
+    Args:
+        source: the encoder, as `tpdiff.models.text.load_text_encoder` takes it.
+        max_length: tokens a caption is padded or cut to.
+        empty: states of the empty text, which "no prompt" is.
+    """
+
+    def __init__(self, source: str, max_length: int, empty: States):
+        self.source, self.max_length = source, max_length
+        self._empty: Known = {"": empty}
+        self._rest: TextCondition | None = None
+
+    def network_config(self) -> dict[str, int]:
+        return {"text_dim": self._empty[""][0].shape[-1]}
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        _check_text(prompts)
+
+    def encode(
+        self, prompts: Sequence[Prompt], device: torch.device | str, known: Known | None = None
+    ) -> dict[str, Tensor]:
+        self.check(prompts)
+        texts, stored = [p or "" for p in prompts], {**(known or {}), **self._empty}
+        if stored.keys() >= set(texts):
+            return _stacked([stored[text] for text in texts], device)
+        if self._rest is None:
+            self._rest = TextCondition(*load_text_encoder(self.source), self.max_length)
+        return self._rest.encode(prompts, device, stored)
+
+
+def _check_text(prompts: Sequence[Prompt]) -> None:
+    for prompt in prompts:
+        if prompt is not None and not isinstance(prompt, str):
+            raise ValueError(f"a prompt must be text, got {type(prompt).__name__}")
+
+
+def _stacked(rows: Sequence[States], device: torch.device | str) -> dict[str, Tensor]:
+    states, masks = zip(*rows, strict=True)
+    return {
+        "encoder_hidden_states": torch.stack(states).to(device),
+        "encoder_attention_mask": torch.stack(masks).to(device),
+    }

@@ -4,13 +4,17 @@ Any Hugging Face encoder serves, from a folder on disk or the hub's name; "minil
 `text` extra installs. Token states are used, not the pooled vector, which barely tells left from right.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from tpdiff.models.digest import weights_digest
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,15 @@ def encode_prompts(
     ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
     states = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     return TextEmbeddings(states, mask.bool())
+
+
+UNTOLD = ("transformers_version", "architectures", "dtype", "torch_dtype")  # no part of what is computed
+PROBE = "A Café, 2 of them: don't Überholen! 漢字"  # case, accents, marks and words of no vocabulary
+
+
+def text_identity(text_encoder: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of which encoder this is: class, configuration, every weight, the vocabulary and how text is cut."""
+    config: Any = text_encoder.config
+    settings = {k: v for k, v in config.to_diff_dict().items() if not k.startswith("_") and k not in UNTOLD}
+    cut = [tokenizer.padding_side, sorted(tokenizer.get_vocab().items()), tokenizer(PROBE)["input_ids"]]
+    return weights_digest(text_encoder, json.dumps(settings, sort_keys=True, default=str), json.dumps(cut))

@@ -106,10 +106,38 @@ def check_video_size(
         causal_time: the pyramid keeps the first latent frame whole.
         causal_vae: the autoencoder keeps the first frame whole: 1 + r n frames become 1 + n.
     """
-    for axis, name in enumerate(AXIS_NAMES):
+    for name, value, (multiples, offset) in zip(
+        AXIS_NAMES, size, axis_rules(pyramid, patch, vae, causal_time, causal_vae), strict=True
+    ):
+        check_axis(name, value, multiples, offset=offset)
+
+
+def largest_video_size(
+    size: Sequence[int],
+    pyramid: Sequence[int],
+    patch: Sequence[int] = (1, 1, 1),
+    vae: Sequence[int] = (1, 1, 1),
+    causal_time: bool = False,
+    causal_vae: bool = False,
+) -> tuple[int, int, int] | None:
+    """The largest size that `check_video_size` accepts and that exceeds `size` on no axis; None where there is none."""
+    sides = []
+    for value, (multiples, offset) in zip(size, axis_rules(pyramid, patch, vae, causal_time, causal_vae), strict=True):
+        step = math.prod(multiples.values())
+        sides.append((value - offset) // step * step + offset)
+    t, h, w = sides
+    return (t, h, w) if min(sides) >= 1 else None
+
+
+def axis_rules(
+    pyramid: Sequence[int], patch: Sequence[int], vae: Sequence[int], causal_time: bool, causal_vae: bool
+) -> list[tuple[dict[str, int], int]]:
+    """For T, H and W: what legal sizes are multiples of, factor by factor, and what is added to the multiple."""
+    rules = []
+    for axis in range(3):
         multiples = {"VAE": vae[axis], "patch": patch[axis], "pyramid": int(pyramid[axis])}
         causal = causal_time and axis == 0
         whole = causal_vae and axis == 0 and not causal_time and patch[0] * pyramid[0] > 1
         # m n latent frames of a causal autoencoder are 1 + r (m n - 1) frames
-        offset = 1 - vae[0] if whole else int(causal or (causal_vae and axis == 0))
-        check_axis(name, size[axis], multiples, offset=offset)
+        rules.append((multiples, 1 - vae[0] if whole else int(causal or (causal_vae and axis == 0))))
+    return rules

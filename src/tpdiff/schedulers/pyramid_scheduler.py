@@ -1,6 +1,5 @@
 """PyramidScheduler: a diffusers scheduler that runs another one in each stage and jumps between them (MATH 2, 3)."""
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from tpdiff.schedulers.wrapped import (
     is_flow,
     load_grid,
     noised,
+    plain_step,
     scale_of,
     walker_of,
 )
@@ -261,7 +261,8 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             ValueError: noise asked for (eta above 0), or no steps left.
         """
         if len(self.pyramid) == 1:
-            return self._plain_step(model_output, timestep, sample, eta, generator, return_dict, options)
+            given = dict(options) | {"eta": eta, "generator": generator}
+            return plain_step(self.base, model_output, timestep, sample, return_dict, given)
         if eta > 0 or options.get("s_churn", 0.0) > 0:
             raise ValueError("a stage is sampled without noise: its noise estimate is not the score; use eta=0")
         if not self._runs or self._place >= len(self._local):
@@ -309,19 +310,3 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         if KINDS[type(self.base).__name__].table:
             return run.times[:-1].to(device or "cpu")
         return self._local
-
-    def _plain_step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        eta: float,
-        generator: Any,
-        return_dict: bool,
-        options: Any,
-    ) -> Any:
-        known = inspect.signature(self.base.step).parameters
-        given = dict(options) | ({"eta": eta} if "eta" in known else {})
-        if "generator" in known:
-            given["generator"] = generator
-        return self.base.step(model_output, timestep, sample, return_dict=return_dict, **given)

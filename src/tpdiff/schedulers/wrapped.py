@@ -1,8 +1,9 @@
 """What a pyramid must know of the diffusers schedulers it can wrap, and how to make one walk a grid of ours."""
 
 import copy
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,3 +224,12 @@ def noised(base: Any, schedule: Schedule, clean: Tensor, noise: Tensor, timestep
     alpha, sigma = (v.to(clean).view(-1, *(1,) * (clean.ndim - 1)) for v in (schedule.alpha(t), schedule.sigma(t)))
     x = alpha * clean + sigma * noise
     return x / alpha if KINDS[type(base).__name__].scaled else x
+
+
+def plain_step(
+    base: Any, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool, options: Mapping[str, Any]
+) -> Any:
+    """A step of the scheduler itself, told those of `eta` and `generator` that it takes, and all other options."""
+    known = inspect.signature(base.step).parameters
+    given = {name: value for name, value in options.items() if name in known or name not in ("eta", "generator")}
+    return base.step(model_output, timestep, sample, return_dict=return_dict, **given)

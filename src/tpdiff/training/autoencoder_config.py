@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tpdiff.training.config import Config, DataConfig, LogConfig, Section
+from tpdiff.training.config import Config, DataConfig, LogConfig
 from tpdiff.training.load_config import build, build_config, read_values
+from tpdiff.training.section import Section
 
 
 class AutoencoderModelConfig(Section):

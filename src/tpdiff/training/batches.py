@@ -8,19 +8,27 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from tpdiff.data import ClipDataset, StreamSampler, collate
+from tpdiff.data import ClipDataset, ShardDataset, StreamSampler, collate
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 def open_batches(
-    dataset: ClipDataset, batch_size: int, workers: int, start: int = 0, rank: int = 0, processes: int = 1
+    dataset: ClipDataset | ShardDataset,
+    batch_size: int,
+    workers: int,
+    start: int = 0,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Endless batches, `collate`d, of the samples start, start + 1, ... that fall to this process.
 
     Which samples they hold does not depend on `workers`, the number of loader processes (0: none). On Linux these are
     forks, whatever Python's default: children of this process, which share the decoded videos and die with it.
+    A batch of shards holds clips of one size, on all processes.
     """
+    if isinstance(dataset, ShardDataset):
+        dataset = dataset.grouped(batch_size * processes)
     return iter(
         DataLoader(
             dataset,

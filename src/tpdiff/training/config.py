@@ -2,13 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from tpdiff.training.pretrained_config import PretrainedConfig
+from tpdiff.training.section import Section
 
 
 class DataConfig(Section):
@@ -16,9 +13,15 @@ class DataConfig(Section):
 
     `starts` is how many clips a video gives, evenly spread over it; None: one may start at any frame. `cache` keeps
     decoded videos and `latents` keeps the encoded clips of a model with an autoencoder, on disk under `cache_dir`.
+
+    `stages` says what the clean latents of a stage are: resized latents, or encoded resized frames (MATH 5).
+    `shards`, a folder or a URL, is what `tpdiff cache` made of these clips. Training then reads it, shuffled within
+    `shuffle` clips, and neither `path` nor `cache` nor `latents`. In it, `starts` None takes clips one after another,
+    without overlap, and `buckets` are clip sizes (49x480x832, ...), None: the one of `frames` × `height` × `width`;
+    "auto": those of the files, up to `frames` and the area of `height` × `width`.
     """
 
-    path: str = Field(coerce_numbers_to_str=True)
+    path: str = Field("", coerce_numbers_to_str=True)
     split: str | None = "train"
     frames: int = Field(16, ge=1)
     height: int = Field(64, ge=1)
@@ -29,8 +32,35 @@ class DataConfig(Section):
     cache: Literal["auto", "memory", "disk", "none"] = "auto"
     latents: Literal["none", "memory", "disk"] = "none"
     cache_dir: str | None = None
+    stages: Literal["latent", "pixel"] = "latent"
+    shards: str | None = None
+    shuffle: int = Field(4096, ge=1)
+    buckets: list[tuple[int, int, int]] | Literal["auto"] | None = None
     workers: int = Field(0, ge=0)
     max_bad_share: float = Field(0.1, ge=0, le=1)
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _none_is_no_path(cls, value: object) -> object:
+        return "" if value is None else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_buckets(cls, values: Any) -> Any:
+        """Sizes may be written 49x480x832; the first is the clip size where no other is given."""
+        buckets = values.get("buckets") if isinstance(values, dict) else None
+        if buckets in (None, "auto"):
+            return values
+        buckets = buckets.split(",") if isinstance(buckets, str) else buckets
+        sizes = [_size(bucket) for bucket in buckets]
+        sides = dict(zip(("frames", "height", "width"), sizes[0], strict=True)) if sizes else {}
+        return {**({} if sides.keys() & values.keys() else sides), **values, "buckets": sizes}
+
+    @model_validator(mode="after")
+    def _has_clips(self) -> "DataConfig":
+        if not self.path and self.shards is None:
+            raise ValueError("data.path is required (or data.shards, what tpdiff cache made of it)")
+        return self
 
 
 class ModelConfig(Section):
@@ -56,43 +86,6 @@ class ModelConfig(Section):
     def network(self) -> dict[str, Any]:
         """The entries that are the network's own arguments."""
         return self.model_dump(exclude={"autoencoder", "latent_scale", "stage_embedding", "gradient_checkpointing"})
-
-
-class LoraConfig(Section):
-    """Low-rank matrices beside the linear layers named by `targets` (ends of their names), in place of the weights
-    themselves. `alpha` None: the rank, so that their product counts once. `per_stage` gives every stage its own.
-    """
-
-    rank: int = Field(16, ge=1)
-    alpha: float | None = Field(None, gt=0)
-    targets: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    per_stage: bool = False
-
-
-class PretrainedConfig(Section):
-    """A diffusers pipeline to train on from, in place of the sections `model` and `diffusion`, which are its own.
-
-    `network` is the component to train; None: the only one that predicts. `trainable` are patterns of names of its
-    parameters (`*motion_modules*`); `lora` trains low-rank matrices instead. What is not trained is kept in `dtype`,
-    what is in float32. `guidance` is told to networks that embed it; None: their pipeline's default. `options` are
-    further arguments of its call (`max_sequence_length`).
-    """
-
-    path: str = Field(coerce_numbers_to_str=True)
-    network: str | None = None
-    trainable: list[str] = Field(["*"], min_length=1)
-    lora: LoraConfig | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    guidance: float | None = None
-    gradient_checkpointing: bool = False
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "PretrainedConfig":
-        if self.lora is not None and self.trainable != ["*"]:
-            raise ValueError("pretrained.lora trains its own matrices alone; leave out pretrained.trainable")
-        return self
 
 
 class ConditionConfig(Section):
@@ -122,7 +115,7 @@ class PyramidConfig(Section):
     `causal_time` None: as the autoencoder of a pretrained pipeline, otherwise no.
     """
 
-    factors: list[tuple[int, int, int]] = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
+    factors: list[tuple[int, int, int]] = Field([(1, 1, 1), (2, 1, 1), (4, 1, 1)])
     ends: list[float] | None = None
     starts: list[float] | None = None
     resize: str = "haar"
@@ -133,7 +126,8 @@ class TrainConfig(Section):
     """How it is trained. A run ends at `steps` or at `seconds` of training time, whichever comes first.
 
     `loss_space` measures the error of a network that predicts the clean sample as that of another prediction type;
-    None measures it as predicted.
+    None measures it as predicted. `distillation` weighs a further loss, against what a pretrained network said of the
+    same noisy latents before training.
     """
 
     method: Literal["vanilla", "stagewise"] = "stagewise"
@@ -146,6 +140,7 @@ class TrainConfig(Section):
     timestep_density: Literal["uniform", "logit_normal"] = "uniform"
     target: Literal["global", "per_stage"] = "global"
     loss_space: Literal["epsilon", "v_prediction", "flow_prediction"] | None = None
+    distillation: float = Field(0.0, ge=0)
     alignment: Literal["none", "assignment", "knn"] = "assignment"
     align_within_condition: bool = True
     knn_candidates: int = Field(4, ge=1)
@@ -174,7 +169,7 @@ class TrainConfig(Section):
 class LogConfig(Section):
     """What a run leaves behind. `trackers` are accelerate's, by name: tensorboard, wandb, trackio, ..."""
 
-    trackers: list[str] = []
+    trackers: list[str] = Field([])
     every_steps: int = Field(10, ge=1)
     checkpoint_every_steps: int | None = Field(1000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
@@ -231,6 +226,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _is_one_model(self) -> "Config":
         if self.pretrained is None:
+            if self.train.distillation > 0:
+                raise ValueError("train.distillation follows a pretrained network; set pretrained.path, or 0")
             return self
         for section in ("model", "diffusion"):
             if getattr(self, section) != type(getattr(self, section))():
@@ -253,6 +250,14 @@ class Config(Section):
             raise ValueError(
                 f"data.latents={self.data.latents} keeps what model.autoencoder encodes; set that, or none"
             )
+        if self.data.stages == "pixel" and self.model.autoencoder is None:
+            raise ValueError("data.stages=pixel encodes every stage with model.autoencoder; set that, or latent")
+        if self.data.stages == "pixel" and self.data.latents != "none" and self.data.shards is None:
+            raise ValueError("data.stages=pixel is kept by tpdiff cache only; set data.latents=none, or data.shards")
+        if self.data.shards is not None and self.model.autoencoder is None:
+            raise ValueError("data.shards holds latents; set model.autoencoder, which they were encoded with")
+        if self.validation.on and not self.data.path:
+            raise ValueError("validation needs the videos themselves; set data.path, or leave validation off")
         if self.data.latents == "disk" and self.data.cache_dir is None:
             raise ValueError("data.latents=disk needs data.cache_dir, the folder to keep them in")
         return self
@@ -268,6 +273,16 @@ def check_prediction(train: TrainConfig, prediction_type: str) -> None:
         raise ValueError("train.target=per_stage is defined for diffusion.prediction_type=flow_prediction only")
     if train.loss_space is not None and prediction_type != "sample":
         raise ValueError("train.loss_space is defined for diffusion.prediction_type=sample only")
+
+
+def _size(bucket: Any) -> Any:
+    """ "49x480x832" -> (49, 480, 832)."""
+    if not isinstance(bucket, str):
+        return bucket
+    sides = bucket.strip().lower().replace("×", "x").split("x")
+    if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
+        raise ValueError(f"data.buckets {bucket!r} is not FRAMESxHEIGHTxWIDTH, such as 49x480x832")
+    return tuple(int(side) for side in sides)
 
 
 def _are_shares(weights: list[float], count: int) -> bool:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from tpdiff.pyramid.noise import randn
+from tpdiff.training.clean import Clean, clean_pair
 from tpdiff.training.config import Config
-from tpdiff.training.objective import sample_errors, stage_latents
+from tpdiff.training.objective import sample_errors
 from tpdiff.training.randomness import sample_generators
 from tpdiff.training.setup import open_clips
 from tpdiff.training.trainee import Told, Trainee
@@ -71,7 +72,7 @@ def quantile_losses(
     trainee: Trainee,
     network: nn.Module,
     held_out: HeldOut,
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[[Tensor], Clean],
     config: Config,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -83,7 +84,7 @@ def quantile_losses(
         trainee: what is trained.
         network: its averaged weights, in inference mode.
         held_out: the clips.
-        encode: uint8 clips (B, 3, T, H, W) to latents.
+        encode: uint8 clips (B, 3, T, H, W) to latents, at full size or of each stage.
         config: the run; its section `validation` says how many quantiles and which seed.
         device: where the network is.
         autocast: precision of the forward pass.
@@ -104,7 +105,7 @@ def quantile_losses(
         video, drawing = held_out.video[numbers.start : numbers.stop], sample_generators(validation.seed, numbers)
         denoise = trainee.denoiser(network, Told(prompts, video, latents, drawing))
         for k in totals:
-            clean, coarse = stage_latents(pyramid, latents, k)
+            clean, coarse = clean_pair(pyramid, latents, k)
             generators = sample_generators(validation.seed, numbers, f"held-out stage {k}")
             for j, u in enumerate(quantiles):
                 with autocast():

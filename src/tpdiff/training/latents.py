@@ -1,13 +1,15 @@
 """What a run diffuses: pixels, or the latents of an autoencoder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tpdiff.data import ClipDataset, collate, to_float
-from tpdiff.models.autoencoder import compression, encode_video, fingerprint, load_autoencoder
+from tpdiff.data import ClipDataset, ShardDataset, collate, to_float
+from tpdiff.models.autoencoder import compression, fingerprint, load_autoencoder
+from tpdiff.pyramid.stages import Pyramid
+from tpdiff.training.clean import Clean, encode_stages
 from tpdiff.training.config import Config
 from tpdiff.training.latent_cache import LatentCache, open_latent_cache
 from tpdiff.training.setup import check_sizes
@@ -27,22 +29,22 @@ class Latents:
 
     Args:
         config: the run.
-        coarsest: (T, H, W) stride of the coarsest stage.
+        pyramid: the stages.
         device: where the autoencoder works.
         dataset: its clips; None keeps no latents, whatever the configuration says.
         autoencoder: in place of the configuration's; whoever brings it has checked the sizes.
 
     Raises:
-        ValueError: no autoencoder there, a clip size that it, the patches or some stage cannot hold, or more latents
-            than can be kept.
+        ValueError: no autoencoder there, a clip size that it, the patches or some stage cannot hold, more latents
+            than can be kept, or shards that hold something else than the configuration says.
     """
 
     def __init__(
         self,
         config: Config,
-        coarsest: tuple[int, int, int],
+        pyramid: Pyramid,
         device: torch.device,
-        dataset: ClipDataset | None = None,
+        dataset: ClipDataset | ShardDataset | None = None,
         autoencoder: Any = None,
     ):
         data, channels = config.data, 3
@@ -58,38 +60,46 @@ class Latents:
             self.identity = fingerprint(self.autoencoder)
             channels, self.ratio = compression(self.autoencoder)
         if autoencoder is None:
-            check_sizes(config, coarsest, self.ratio)
+            buckets = dataset.buckets if isinstance(dataset, ShardDataset) else ()
+            check_sizes(config, pyramid.multiples, self.ratio, buckets)
         t, h, w = self.ratio
         frames = 1 + (data.frames - 1) // t if t > 1 else data.frames
         self.shape = (channels, frames, data.height // h, data.width // w)
+        self._pixel_pyramid = pyramid if data.stages == "pixel" else None
         self._cache: LatentCache | None = None
-        if self.identity is not None and dataset is not None:
+        if self.identity is not None and isinstance(dataset, ClipDataset):
             self._cache = open_latent_cache(data, dataset, self.identity, self.shape)
 
-    def __call__(self, video: Tensor) -> Tensor:
-        """uint8 clips (B, 3, T, H, W) -> float32 latents (B, C, t, h, w)."""
+    def __call__(self, video: Tensor) -> Clean:
+        """uint8 clips (B, 3, T, H, W) -> float32 latents (B, C, t, h, w); of a pixel pyramid, of each stage."""
         if self.autoencoder is None:
             return self.scale * to_float(video.to(self.device))
-        return self.scale * torch.cat([self._encode(clip) for clip in video])
+        return self._clean([torch.cat(stage) for stage in zip(*map(self._encode, video), strict=True)])
 
-    def of_batch(self, batch: Mapping[str, Any]) -> Tensor:
-        """Latents of a collated batch, as of its "video"; from the cache those that it has."""
+    def of_batch(self, batch: Mapping[str, Any]) -> Clean:
+        """Latents of a collated batch, as of its "video"; stored ones where the batch or the cache has them."""
+        if "stage0" in batch:
+            return self._clean([batch[f"stage{k}"] for k in range(sum(key.startswith("stage") for key in batch))])
         if self._cache is None:
             return self(batch["video"])
         found = []
         for clip, path, start in zip(batch["video"], batch["path"], batch["start"], strict=True):
             latents = self._cache.get(path, start)
             if latents is None:
-                latents = self._encode(clip)[0].cpu()
+                latents = self._encode(clip)[0][0].cpu()
                 self._cache.put(path, start, latents)
             found.append(latents)
-        return self.scale * torch.stack(found).to(self.device)
+        return self._clean([torch.stack(found)])
 
-    def encode_ahead(self, dataset: ClipDataset) -> None:
+    def encode_ahead(self, dataset: ClipDataset | ShardDataset) -> None:
         """Keep the latents of an epoch's clips, so that no step of training pays for them; without a cache nothing."""
         if self._cache is not None:
             for number in range(len(dataset)):
                 self.of_batch(collate([dataset[number]]))
 
-    def _encode(self, clip: Tensor) -> Tensor:
-        return encode_video(self.autoencoder, to_float(clip[None].to(self.device)))
+    def _encode(self, clip: Tensor) -> list[Tensor]:
+        return encode_stages(self.autoencoder, to_float(clip[None].to(self.device)), self._pixel_pyramid)
+
+    def _clean(self, stages: Sequence[Tensor]) -> Clean:
+        scaled = [self.scale * stage.to(self.device) for stage in stages]
+        return scaled[0] if self._pixel_pyramid is None else scaled

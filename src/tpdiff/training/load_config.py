@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tpdiff.training.config import Config, Section
+from tpdiff.training.config import Config
+from tpdiff.training.section import Section
 
 Kind = TypeVar("Kind", bound=Section)
 

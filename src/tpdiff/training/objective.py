@@ -102,12 +102,6 @@ def draw_times(batch: int, density: str, generator: torch.Generator | Sequence[t
     return torch.rand(batch, generator=generator, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
 
 
-def stage_latents(pyramid: Pyramid, latents: Tensor, stage: int) -> tuple[Tensor, Tensor | None]:
-    """Clean latents (B, C, T, H, W) at full size -> those at stage k's and k + 1's sizes; None beyond the coarsest."""
-    coarse = pyramid.down(latents, stage + 1) if stage + 1 < len(pyramid) else None
-    return pyramid.down(latents, stage), coarse
-
-
 def stage_loss(
     denoise: Denoiser,
     convention: Convention,
@@ -117,6 +111,7 @@ def stage_loss(
     captions: Sequence[Hashable],
     config: TrainConfig,
     generator: torch.Generator | Sequence[torch.Generator],
+    original: Denoiser | None = None,
 ) -> StageLoss:
     """The loss of one micro-batch at one stage (TPDiff Algorithm 2; MATH 2, 3, 6).
 
@@ -129,10 +124,11 @@ def stage_loss(
         captions: one a clip, for alignment within equal captions.
         config: alignment, timestep density, target.
         generator: one, or one a clip; every draw comes from it, on the CPU.
+        original: the network before training, whose answers are followed as far as `config.distillation` says.
     """
     noise, gain = draw_noise(clean, captions, config, generator)
     u = draw_times(len(clean), config.timestep_density, generator)
-    errors = sample_errors(denoise, convention, clean, coarse, stage, noise, u, config)
+    errors = sample_errors(denoise, convention, clean, coarse, stage, noise, u, config, original)
     return StageLoss(errors.mean(), stage, clean[:, 0].numel(), gain)
 
 
@@ -145,6 +141,7 @@ def sample_errors(
     noise: Tensor,
     u: Tensor,
     config: TrainConfig,
+    original: Denoiser | None = None,
 ) -> Tensor:
     """The loss of every clip, (B,), at given noise and times.
 
@@ -158,8 +155,13 @@ def sample_errors(
     t = convention.times(pyramid.times(u, stage), stage).to(clean.device, torch.float32)
     pair = pyramid.pair(clean, coarse, noise, stage)
     target = pair.target(t, convention.prediction_type, per_stage=config.target == "per_stage")
-    prediction = denoise(pair.at(t), t, stage)
-    error = (prediction.float() - target)[:, :, convention.given :].square().flatten(1).mean(1)
+    noisy = pair.at(t)
+    prediction = denoise(noisy, t, stage).float()[:, :, convention.given :]
+    error = (prediction - target[:, :, convention.given :]).square().flatten(1).mean(1)
+    if original is not None:
+        with torch.no_grad():
+            said = original(noisy, t, stage).float()[:, :, convention.given :]
+        error = error + config.distillation * (prediction - said).square().flatten(1).mean(1)
     return error * loss_weight(pyramid.schedule, t, config.loss_space)
 
 

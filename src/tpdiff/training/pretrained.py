@@ -1,5 +1,6 @@
 """Fine-tuning a diffusers pipeline stage by stage: whole, in part, or by low-rank matrices beside its weights."""
 
+import copy
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from typing import Any
@@ -9,7 +10,7 @@ from peft import LoraConfig as PeftConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from tpdiff.data import ClipDataset
+from tpdiff.data import ClipDataset, ShardDataset
 from tpdiff.families.sizes import stage_sizes
 from tpdiff.pyramid.noise import randn
 from tpdiff.pyramid.stages import Pyramid
@@ -17,9 +18,11 @@ from tpdiff.sampling.asking import Asker, Condition
 from tpdiff.sampling.loop import Denoiser
 from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name, load_stock
 from tpdiff.schedulers.runs import start_level
-from tpdiff.training.config import Config, LoraConfig, check_prediction
+from tpdiff.training.clean import clean_pair
+from tpdiff.training.config import Config, check_prediction
 from tpdiff.training.latents import Latents
 from tpdiff.training.objective import Convention, staged
+from tpdiff.training.pretrained_config import LoraConfig
 from tpdiff.training.setup import frame_rate
 from tpdiff.training.trainee import Told
 
@@ -61,7 +64,7 @@ class Pretrained:
     def labels(self) -> None:
         return None
 
-    def open(self, dataset: ClipDataset, latents: Latents) -> None:
+    def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         self.fps = self.config.data.fps or frame_rate(dataset)
 
     def check(self, prompts: Sequence[str | None]) -> None:
@@ -69,7 +72,11 @@ class Pretrained:
 
     def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
         conditions = self._encoded(told.prompts)
-        pictures = [_picture(clip) for clip in told.video] if self.family.from_picture(self.pipe) else None
+        pictures = None
+        if self.family.from_picture(self.pipe):
+            if told.video is None:
+                raise ValueError("pictures are first frames, which shards do not keep: train on the videos")
+            pictures = [_picture(clip) for clip in told.video]
         pyramid = self.convention.pyramid
 
         def denoise(x: Tensor, t: Tensor, stage: int) -> Tensor:
@@ -81,6 +88,22 @@ class Pretrained:
             return self.asker.answer(question, network(**question.kwargs)[0])
 
         return denoise
+
+    def original(self, told: Told) -> Denoiser | None:
+        if self.config.train.distillation == 0:
+            return None
+        if self._frozen is not None:
+            return self.denoiser(self._frozen, told)
+        denoise = self.denoiser(self.network, told)
+
+        def without_matrices(x: Tensor, t: Tensor, stage: int) -> Tensor:
+            self.network.disable_adapters()
+            try:
+                return denoise(x, t, stage)
+            finally:
+                self.network.enable_adapters()
+
+        return without_matrices
 
     def pipeline(self, network: nn.Module) -> TunedPipeline:
         data, adapters = self.config.data, list(getattr(network, "peft_config", {}))
@@ -144,6 +167,8 @@ class Pretrained:
                 if name == "vae":
                     component.float()
         network = self.network
+        follows = self.config.train.distillation > 0 and self.wanted.lora is None
+        self._frozen = copy.deepcopy(network).eval() if follows else None
         if self.wanted.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if self.wanted.lora is None:
@@ -173,7 +198,7 @@ class Pretrained:
         count = self.asker.filling(tuple(x.shape[2:]))  # type: ignore[arg-type]
         if count == 0:
             return None
-        clean = self.convention.pyramid.down(told.latents, stage)[:, :, :1].expand(-1, -1, count, -1, -1)
+        clean = clean_pair(self.convention.pyramid, told.latents, stage)[0][:, :, :1].expand(-1, -1, count, -1, -1)
         schedule, view = self.asker.schedule, (-1, 1, 1, 1, 1)
         noise = randn(clean.shape, list(told.generators), clean.device)
         return schedule.alpha(t).view(view) * clean + schedule.sigma(t).view(view) * noise

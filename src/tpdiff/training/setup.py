@@ -1,19 +1,21 @@
 """What a run needs before its first step, and everything that can be refused by then."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tpdiff.data import ClipDataset
-from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition, TextCondition
+from tpdiff.data import ClipDataset, ShardDataset
+from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition, StoredText, TextCondition
 from tpdiff.models.text import load_text_encoder
 from tpdiff.pyramid.geometry import check_video_size
 from tpdiff.training import checkpoint as ckpt
-from tpdiff.training.config import Config, DataConfig, Section
+from tpdiff.training.config import Config, DataConfig
+from tpdiff.training.section import Section
 
 
 def open_dataset(config: Config, **options: Any) -> ClipDataset:
-    """The clips of a run."""
+    """The clips of a run, from its folder of videos."""
     return open_clips(config.data, config.seed, require_captions=config.condition.kind != "none", **options)
 
 
@@ -36,26 +38,50 @@ def open_clips(data: DataConfig, seed: int, **options: Any) -> ClipDataset:
     )
 
 
-def build_conditioner(config: Config, captions: list[str]) -> Conditioner:
+def build_conditioner(config: Config, dataset: ClipDataset | ShardDataset) -> Conditioner:
+    """What turns the captions of a run into arguments of its network."""
     condition = config.condition
     if condition.kind == "none":
         return NoCondition()
     if condition.kind == "label":
-        return LabelCondition(captions)
+        return LabelCondition(dataset.captions)
+    if isinstance(dataset, ShardDataset):
+        assert dataset.empty_prompt is not None  # `open_source` saw to it
+        return StoredText(condition.encoder, condition.max_length, dataset.empty_prompt)
     text = TextCondition(*load_text_encoder(condition.encoder), condition.max_length)
-    text.encode([None, *captions[:100_000]], "cpu")
+    text.encode([None, *dataset.captions[:100_000]], "cpu")
     return text
 
 
-def check_sizes(config: Config, coarsest: tuple[int, int, int], ratio: tuple[int, int, int] = (1, 1, 1)) -> None:
+def known_text(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The token states that come with a batch, by caption; {} for none."""
+    if "prompt_embeds" not in batch:
+        return {}
+    states = zip(batch["prompt_embeds"], batch["prompt_attention_mask"], strict=True)
+    return dict(zip(batch["caption"], states, strict=True))
+
+
+def check_sizes(
+    config: Config,
+    coarsest: tuple[int, int, int],
+    ratio: tuple[int, int, int] = (1, 1, 1),
+    buckets: Iterable[tuple[int, int, int]] = (),
+) -> None:
     """Refuse a clip size that the autoencoder (compression `ratio`), the patches or some stage cannot hold."""
-    size = (config.data.frames, config.data.height, config.data.width)
     causal = bool(config.pyramid.causal_time)
-    check_video_size(size, coarsest, config.model.patch_size, ratio, causal, causal_vae=ratio[0] > 1)
+    if config.data.stages == "pixel" and ratio[0] > 1 and coarsest[0] > 1 and not causal:
+        raise ValueError(
+            "data.stages=pixel with an autoencoder that keeps the first frame whole needs stages that keep it, too; "
+            "nearest: pyramid.causal_time=true, or data.stages=latent"
+        )
+    for size in ((config.data.frames, config.data.height, config.data.width), *buckets):
+        check_video_size(size, coarsest, config.model.patch_size, ratio, causal, causal_vae=ratio[0] > 1)
 
 
-def frame_rate(dataset: ClipDataset) -> float:
+def frame_rate(dataset: ClipDataset | ShardDataset) -> float:
     """Frames a second of the clips where each file keeps its own rate: the median over the files."""
+    if isinstance(dataset, ShardDataset):
+        return dataset.fps
     rates = [video.info.fps for video in dataset.videos if video.info is not None]
     return float(median(rates)) if rates else 8.0
 

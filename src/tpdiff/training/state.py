@@ -40,6 +40,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "gradient_scaler": None if scaler is None else scaler.state_dict(),
         "captions": trainer.trainee.labels,
         "autoencoder": trainer.latents.identity,
+        "shards": getattr(trainer.dataset, "digest", None),
         "config": trainer.config.model_dump(mode="json"),
     }
 
@@ -65,7 +66,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
     """Make a new trainer the one that wrote the checkpoint `folder`.
 
     Raises:
-        ValueError: it cannot be read, or is of other captions or another autoencoder.
+        ValueError: it cannot be read, or is of other captions, another autoencoder or other shards.
     """
     tensors, state = ckpt.read_checkpoint(folder)
     if "losses" not in tensors:
@@ -75,6 +76,8 @@ def restore(trainer: Trainer, folder: Path) -> None:
         raise ValueError(f"{folder} was trained with other captions as classes than {path} has")
     if state["autoencoder"] != trainer.latents.identity:
         raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")
+    if state.get("shards") != getattr(trainer.dataset, "digest", None):
+        raise ValueError(f"{folder} was trained on other shards than those of {trainer.config.data.shards} now")
     kept = kept_names(trainer.network)
     for prefix, network in (("network.", trainer.network), ("ema.", trainer.ema.network)):
         found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

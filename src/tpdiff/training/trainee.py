@@ -7,12 +7,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tpdiff.data import ClipDataset
-from tpdiff.models.conditioning import LabelCondition
+from tpdiff.data import ClipDataset, ShardDataset
+from tpdiff.models.conditioning import Known, LabelCondition
 from tpdiff.models.video_dit import VideoDiT
 from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.sampling.loop import Denoiser
 from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.training.clean import Clean
 from tpdiff.training.config import Config
 from tpdiff.training.latents import Latents
 from tpdiff.training.objective import Convention, build_pyramid
@@ -25,15 +26,22 @@ class Told:
 
     Attributes:
         prompts: one a clip; None: no prompt.
-        video: the clips, uint8 (B, 3, T, H, W), of whose first frames pictures are made.
-        latents: theirs at full size, (B, C, t, h, w).
+        video: the clips, uint8 (B, 3, T, H, W), of whose first frames pictures are made; None: only latents are kept.
+        latents: theirs at full size, (B, C, t, h, w), or of each stage.
         generators: one a clip.
+        known: prompts that were encoded before.
     """
 
     prompts: Sequence[str | None]
-    video: Tensor
-    latents: Tensor
+    video: Tensor | None
+    latents: Clean
     generators: Sequence[torch.Generator]
+    known: Known | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the latents are."""
+        return (self.latents if isinstance(self.latents, Tensor) else self.latents[0]).device
 
 
 class Trainee(Protocol):
@@ -55,7 +63,7 @@ class Trainee(Protocol):
     @property
     def labels(self) -> list[str] | None: ...
 
-    def open(self, dataset: ClipDataset, latents: Latents) -> None:
+    def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         """Make the network, for these clips."""
 
     def check(self, prompts: Sequence[str | None]) -> None:
@@ -63,6 +71,9 @@ class Trainee(Protocol):
 
     def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
         """The network, possibly wrapped for distribution or averaged, as it is told these things."""
+
+    def original(self, told: Told) -> Denoiser | None:
+        """The network before training, where that is to be followed."""
 
     def pipeline(self, network: nn.Module) -> Any:
         """What samples from a network of this kind, called as `PyramidPipeline` is, and saves it."""
@@ -87,8 +98,8 @@ class OwnNetwork:
         if config.model.autoencoder is None:
             check_sizes(config, self.convention.pyramid.multiples)
 
-    def open(self, dataset: ClipDataset, latents: Latents) -> None:
-        self.conditioner = build_conditioner(self.config, dataset.captions)
+    def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
+        self.conditioner = build_conditioner(self.config, dataset)
         self._dataset, self._latents = dataset, latents
         model = self.config.model
         self.network = VideoDiT(
@@ -109,8 +120,11 @@ class OwnNetwork:
         self.conditioner.check(prompts)
 
     def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
-        condition = self.conditioner.encode(told.prompts, told.latents.device)
+        condition = self.conditioner.encode(told.prompts, told.device, told.known)
         return plain_denoiser(network, self.network.config, self.convention.pyramid, condition)
+
+    def original(self, told: Told) -> None:
+        return None
 
     def pipeline(self, network: nn.Module) -> PyramidPipeline:
         condition, data = self.config.condition, self.config.data

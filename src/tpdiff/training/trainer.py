@@ -11,21 +11,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from tpdiff.data import ClipDataset
+from tpdiff.data import ClipDataset, ShardDataset
 from tpdiff.files import write_whole
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.batches import open_batches
+from tpdiff.training.cache_settings import open_source
+from tpdiff.training.clean import clean_pair
 from tpdiff.training.config import Config
 from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
-from tpdiff.training.objective import StageLoss, draw_stage, stage_latents, stage_loss
+from tpdiff.training.objective import StageLoss, draw_stage, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
 from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.progress import Recent, Report, Status, check_finite
 from tpdiff.training.randomness import micro_batch_generator, sample_generators
-from tpdiff.training.setup import check_folder, open_dataset
+from tpdiff.training.setup import check_folder, known_text
 from tpdiff.training.state import capture, check_same_run, restore
 from tpdiff.training.trackers import check_trackers, start_trackers
 from tpdiff.training.trainee import OwnNetwork, Told, Trainee
@@ -51,7 +53,9 @@ class Trainer:
         ValueError: anything about the configuration, the data or the folder that cannot work.
     """
 
-    def __init__(self, config: Config, out: str | Path, resume: bool = False, dataset: ClipDataset | None = None):
+    def __init__(
+        self, config: Config, out: str | Path, resume: bool = False, dataset: ClipDataset | ShardDataset | None = None
+    ):
         self.config, self.out = config, Path(out)
         self.trainee: Trainee = OwnNetwork(config) if config.pretrained is None else Pretrained(config)
         self.pyramid = self.trainee.convention.pyramid
@@ -69,8 +73,8 @@ class Trainer:
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.dataset = open_dataset(config) if dataset is None else dataset
-        self.latents = Latents(config, self.pyramid.multiples, self.device, self.dataset, self.trainee.autoencoder)
+        self.dataset = open_source(config) if dataset is None else dataset
+        self.latents = Latents(config, self.pyramid, self.device, self.dataset, self.trainee.autoencoder)
         self.trainee.open(self.dataset, self.latents)
         self.network: Any = self.trainee.network
         self.ema = EMA(self.network.to(self.device), train.ema_decay)
@@ -159,14 +163,15 @@ class Trainer:
             own = sample_generators(self.config.seed, batch["index"])
             latents = self.latents.of_batch(batch)
             prompts = self._prompts(batch["caption"], own)
-            denoise = self.trainee.denoiser(self.wrapped, Told(prompts, batch["video"], latents, own))
+            told = Told(prompts, batch.get("video"), latents, own, known_text(batch))
+            denoise, original = self.trainee.denoiser(self.wrapped, told), self.trainee.original(told)
             stages = [draw_stage(self.pyramid, train.stage_weights, shared)]
             if train.all_stages:
                 stages = list(range(len(self.pyramid)))
             last = micro == len(batches) - 1
             for k in stages:
                 with self._sync(last and k == stages[-1]), self.accelerator.autocast():
-                    clean, coarse = stage_latents(self.pyramid, latents, k)
+                    clean, coarse = clean_pair(self.pyramid, latents, k)
                     part = stage_loss(
                         denoise,
                         self.trainee.convention,
@@ -176,6 +181,7 @@ class Trainer:
                         batch["caption"],
                         train,
                         own,
+                        original,
                     )
                 self.accelerator.backward(part.loss / (len(stages) * len(batches)))
                 parts.append(replace(part, loss=part.loss.detach()))
