@@ -131,6 +131,12 @@ class Pretrained:
             starts = [start_level(self.asker.base, pyramid, k).t for k in range(len(pyramid) - 1)]
             pyramid = replaced(pyramid, ends, starts)
         self.family.check(self.pipe, pyramid)
+        plain = pyramid.multiples[0] > 1 and not pyramid.causal_time
+        if self.config.data.stages == "pixel" and self.family.causal_vae and plain:
+            raise ValueError(
+                "data.stages=pixel with an autoencoder that keeps the first frame whole needs stages that keep it, too; "
+                "nearest: pyramid.causal_time=true, or data.stages=latent"
+            )
         return pyramid
 
     def _times(self, t: Tensor, stage: int) -> Tensor:
