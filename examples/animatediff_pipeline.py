@@ -2,7 +2,8 @@
 
     python examples/animatediff_pipeline.py --out animatediff
 
-With `--fresh` the motion modules have random weights, as TPDiff trains them.
+With `--fresh` the motion modules begin from random weights, as TPDiff trains them, and add nothing yet: every frame is
+the picture model's own.
 """
 
 import argparse
@@ -24,6 +25,9 @@ def main() -> None:
     if args.fresh:
         torch.manual_seed(0)
         adapter = MotionAdapter.from_config(adapter.config)
+        for name, parameter in adapter.named_parameters():
+            if ".proj_out." in name:
+                torch.nn.init.zeros_(parameter)
     pipe = AnimateDiffPipeline.from_pretrained(args.model, motion_adapter=adapter, use_safetensors=True)
     pipe.scheduler = DDIMScheduler.from_config(
         pipe.scheduler.config,

@@ -8,13 +8,18 @@ import av
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from peft import LoraConfig
 from safetensors.torch import load_file
 from test_tuning import sample, trained
 from tiny import find_case, picture
 
 from tpdiff.cli import main
+from tpdiff.pyramid import Pyramid
 from tpdiff.sampling.apply import apply_pyramid
+from tpdiff.sampling.export import original_matrices
 from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.sampling.tuned import Tuned, TunedPipeline
+from tpdiff.schedulers import schedule_of
 from tpdiff.training.load_config import dump_config
 
 WAN = find_case("wan")
@@ -108,6 +113,7 @@ def test_prompts_must_be_text(run):
         pipeline("a", num_frames=18)
 
 
+@pytest.mark.slow
 def test_pictures_start_videos(run, tmp_path):
     case = find_case("wan-picture")
     folder = run(case)
@@ -138,7 +144,7 @@ def test_samples_of_pictures_are_not_for_validation(tuning, tmp_path):
         trained(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["wan", "animatediff"])
+@pytest.mark.parametrize("name", ["wan", pytest.param("animatediff", marks=pytest.mark.slow)])
 def test_whole_weights_are_exported_as_a_stock_pipeline(name, run, tmp_path):
     case = find_case(name)
     folder = run(case)
@@ -170,9 +176,9 @@ AROUND = ["linear_1", "linear_2", "time_proj", "proj_out"]
     ("name", "targets", "layer"),
     [
         ("wan", ALL + AROUND, "blocks.0.cross_attn.k"),
-        ("wan", ["to_q"], "blocks.0.self_attn.q"),
-        ("wan-picture", ALL + AROUND, "blocks.0.cross_attn.k_img"),
-        ("wan-picture", ["to_q", "to_v"], "blocks.0.cross_attn.v"),
+        pytest.param("wan", ["to_q"], "blocks.0.self_attn.q", marks=pytest.mark.slow),
+        pytest.param("wan-picture", ALL + AROUND, "blocks.0.cross_attn.k_img", marks=pytest.mark.slow),
+        pytest.param("wan-picture", ["to_q", "to_v"], "blocks.0.cross_attn.v", marks=pytest.mark.slow),
         (
             "ltx",
             ["to_q", "to_k", "to_v", "to_out.0", "transformer_blocks.0.ff.net.2"],
@@ -211,6 +217,7 @@ def test_matrices_count_as_much_as_in_training(tuning, saved, tmp_path):
     torch.testing.assert_close(made[1], made[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_matrices_of_a_second_network_load_into_it(tuning, saved, tmp_path):
     case = find_case("wan-experts")
     trainer = trained(tuning(case, "train.lr=0.1", **LORA), tmp_path / "run")
@@ -223,19 +230,40 @@ def test_matrices_of_a_second_network_load_into_it(tuning, saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "pretrained", "message"),
+    ("name", "targets", "message"),
     [
-        ("cogvideox-rotary", LORA, "no comfyui format for CogVideoXPipeline: diffusers has no converter from"),
-        ("hunyuan", LORA, "no comfyui format for HunyuanVideoPipeline: its own implementation holds a layer's queries"),
-        ("animatediff", LORA, "no comfyui format for AnimateDiffPipeline: diffusers has no converter"),
-        ("ltx", {"lora": {"rank": 2, "targets": ["proj_in"]}}, "does not rename the layer proj_in"),
-        ("wan", {"lora": {"rank": 2, "per_stage": True}}, "this run has 3, one a stage; nearest: diffusers"),
+        ("cogvideox-rotary", ["to_q"], "CogVideoXPipeline: diffusers has no converter from"),
+        ("hunyuan", ["to_q"], "HunyuanVideoPipeline: its own implementation holds a layer's queries"),
+        ("mochi", ["to_q"], "MochiPipeline: diffusers has no converter"),
+        ("animatediff", ["to_q"], "AnimateDiffPipeline: diffusers has no converter"),
+        ("ltx", ["proj_in"], "LTXPipeline: diffusers' converter does not rename the layer proj_in"),
     ],
 )
-def test_what_comfyui_does_not_read_is_refused(name, pretrained, message, run, tmp_path):
-    folder = run(find_case(name), steps=1, **pretrained)
-    assert message in refused("export", folder, "--format", "comfyui", "--out", tmp_path / "a.safetensors")
-    assert not (tmp_path / "a.safetensors").exists()
+def test_a_family_without_a_converter_is_named(name, targets, message):
+    tuned = untrained(find_case(name), targets, "default")
+    with pytest.raises(ValueError, match=f"no comfyui format for {message}"):
+        original_matrices(tuned)
+
+
+def test_a_set_of_matrices_a_stage_is_no_comfyui_file():
+    tuned = untrained(WAN, ["to_q"], "stage_0", "stage_1")
+    with pytest.raises(ValueError, match="this run has 2, one a stage; nearest: diffusers"):
+        original_matrices(tuned)
+
+
+def untrained(case, targets, *names):
+    """A pipeline with new low-rank matrices."""
+    pipe, component = case.stageable(), case.networks[-1]
+    network = getattr(pipe, component)
+    for name in names:
+        network.add_adapter(LoraConfig(r=2, target_modules=targets), name)
+    pyramid = Pyramid(schedule_of(pipe.scheduler), [(1, 1, 1)]).config()
+    return TunedPipeline(pipe, network, Tuned("base", component, None, [*names], pyramid, list(case.size), 8.0))
+
+
+def test_networks_that_take_no_matrices_are_refused(tuning, tmp_path):
+    with pytest.raises(ValueError, match="TextToVideoSDPipeline cannot load low-rank matrices; leave out"):
+        trained(tuning(find_case("modelscope"), **LORA), tmp_path / "run")
 
 
 def test_formats_have_their_kinds_of_files(tmp_path):

@@ -42,12 +42,13 @@ class Pretrained:
         self.config, self.wanted = config, config.pretrained
         pipe = load_stock(self.wanted.path, getattr(torch, self.wanted.dtype))
         self.pipe, self.asker = pipe, Asker(pipe, self.wanted.guidance, **self.wanted.options)
-        if self.wanted.lora is not None and not hasattr(pipe, "load_lora_weights"):
-            raise ValueError(f"{type(pipe).__name__} cannot load low-rank matrices; leave out pretrained.lora")
         check_prediction(config.train, self.asker.prediction_type)
         self.family, self.autoencoder = self.asker.family, pipe.vae
         self.name = _component(self.asker.networks, self.wanted.network)
         self.network: Any = self.asker.networks[self.name]
+        adaptable = hasattr(pipe, "load_lora_weights") and hasattr(self.network, "add_adapter")
+        if self.wanted.lora is not None and not adaptable:
+            raise ValueError(f"{type(pipe).__name__} cannot load low-rank matrices; leave out pretrained.lora")
         self.span = self.asker.spans[self.name]
         self.patch_size = self.family.patch(pipe)
         pyramid = self._pyramid()
@@ -134,7 +135,7 @@ class Pretrained:
         plain = pyramid.multiples[0] > 1 and not pyramid.causal_time
         if self.config.data.stages == "pixel" and self.family.causal_vae and plain:
             raise ValueError(
-                "data.stages=pixel with an autoencoder that keeps the first frame whole needs stages that keep it, too; "
+                "data.stages=pixel with an autoencoder that keeps the first frame whole needs stages that keep it; "
                 "nearest: pyramid.causal_time=true, or data.stages=latent"
             )
         return pyramid
