@@ -1,7 +1,9 @@
 """`tpdiff train`: a recipe to a checkpoint."""
 
+import os
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -26,22 +28,29 @@ def train(
     from tpdiff.training.progress import ProgressReport
     from tpdiff.training.trainer import Trainer
 
-    run = out or Path("runs") / config.stem
+    run, processes = out or Path("runs") / config.stem, int(os.environ.get("WORLD_SIZE", 1))
     trainer: Trainer | AutoencoderTrainer
     if isinstance(recipe, AutoencoderConfig):
+        if processes > 1:
+            raise ValueError(f"an autoencoder trains in one process, not {processes}; nearest: without a launcher")
         trainer = AutoencoderTrainer(recipe, run, resume=resume)
+        main = True
     else:
         trainer = Trainer(recipe, run, resume=resume)
-    for bad in trainer.dataset.bad:
+        main = trainer.accelerator.is_main_process
+    for bad in trainer.dataset.bad if main else []:
         print(f"skipped {bad.path}: {bad.reason}", file=sys.stderr)
-    with ProgressReport(run.name) as report, stop_on_signals(trainer.request_stop):
+    progress = ProgressReport(run.name) if main else nullcontext()
+    with progress as report, stop_on_signals(trainer.request_stop, launched=processes > 1):
         trainer.run(report=report)
     folder = trainer.save()
     trainer.close()
-    print(f"checkpoint: {folder}")
+    if main:
+        print(f"checkpoint: {folder}")
     if isinstance(trainer, AutoencoderTrainer) and trainer.done and (quality := trainer.quality()):
         print(quality.line())
     if trainer.stop_requested:
         again = ["tpdiff", "train", str(config), *(overrides or ()), "--out", str(run), "--resume"]
-        print(f"stopped at step {trainer.step}; continue with: {shlex.join(again)}")
+        if main:
+            print(f"stopped at step {trainer.step}; continue with: {shlex.join(again)}")
         raise SystemExit(130)

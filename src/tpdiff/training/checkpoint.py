@@ -1,20 +1,29 @@
 """Checkpoints: complete or absent, safetensors and JSON only.
 
 A checkpoint is a folder that `PyramidPipeline.from_pretrained` loads (the averaged weights), with the training
-state beside it. It is written under another name, flushed to disk, and renamed when whole.
+state beside it. It is written under another name, flushed to disk, and renamed when whole. Processes that hold the rows
+of tensors among them write a file each, training_state-00001-of-00002.safetensors: the rows of all files one after
+another are the tensor, so any number of processes can read them.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tpdiff.training.distribution import all_or_none
+from tpdiff.training.shards import own_rows, part_of, place_among
 
 TENSORS = "training_state.safetensors"
 STATE = "training_state.json"
@@ -31,34 +40,55 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `pack_optimizer` took, each moment on its parameter's device (the count of steps only for those
-    algorithms that keep it there).
+    """Put back what `pack_optimizer` took, each moment on its parameter's device and sharded as it is (the count of
+    steps on the device only for those algorithms that keep it there).
     """
     together = {p for group in optimizer.param_groups for p in group["params"] if _counts_on_device(group)}
+    moments: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in tensors:
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            parameter, _, moment = rest.rpartition(".")
+            moments[parameter][moment] = name
     for name, p in network.named_parameters():
-        prefix = f"optimizer.{name}."
-        moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         optimizer.state[p] = {
-            m: v if m == "step" and p not in together else v.to(p.device) for m, v in moments.items() if "." not in m
+            m: tensors[full] if m == "step" and p not in together else part_of(tensors[full].to(p.device), p)
+            for m, full in moments[name].items()
         }
 
 
-def write_checkpoint(folder: Path, pipeline: Any, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write a whole checkpoint or none.
+def write_checkpoint(
+    folder: Path,
+    pipeline: Any,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    accelerator: Accelerator | None = None,
+) -> None:
+    """Write a whole checkpoint or none. Collective: every process calls it.
 
     Args:
         folder: its final place.
-        pipeline: a PyramidPipeline over the averaged weights.
-        tensors: weights and moments to resume from.
+        pipeline: a PyramidPipeline over the averaged weights, on the main process.
+        tensors: weights and moments to resume from; of sharded ones every process writes its rows.
         state: JSON values: counters and the like.
+        accelerator: the processes; None for one alone.
 
     Raises:
         OSError: it could not be written (full disk, say); nothing is left behind.
     """
-    with _whole_folder(folder, "checkpoint") as aside:
-        pipeline.save_pretrained(str(aside), safe_serialization=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(aside / TENSORS))
-        (aside / STATE).write_text(json.dumps(state, indent=1))
+    main, place = accelerator is None or accelerator.is_main_process, place_among(tensors)
+    with _whole_folder(folder, "checkpoint", accelerator) as aside:
+        if main:
+            pipeline.save_pretrained(str(aside), safe_serialization=True)
+        own = {n: own_rows(t).detach() for n, t in tensors.items() if main or isinstance(t, DTensor)}
+        if own and place is not None:
+            part, parts = place
+            path = aside / (TENSORS if parts == 1 else _part_name(part, parts))
+            save_file({n: t.cpu().contiguous() for n, t in own.items()}, str(path))
+            if not main:
+                _flush(path)
+        if main:
+            (aside / STATE).write_text(json.dumps(state, indent=1))
 
 
 def write_pipeline(folder: Path, pipeline: Any) -> None:
@@ -71,7 +101,36 @@ def write_pipeline(folder: Path, pipeline: Any) -> None:
         pipeline.save_pretrained(str(aside), safe_serialization=True)
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+class Parts(Mapping[str, Tensor]):
+    """The tensors of some safetensors files by name, read when asked for; rows from several files are put together."""
+
+    def __init__(self, files: Iterable[Path] = ()):
+        self._rows: dict[str, list[tuple[Any, str]]] = defaultdict(list)
+        for path in files:
+            file = safe_open(str(path), framework="pt")
+            for name in file.keys():  # noqa: SIM118  (it is not a mapping)
+                self._rows[name].append((file, name))
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._rows:
+            raise KeyError(name)
+        rows = [file.get_tensor(full) for file, full in self._rows[name]]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def below(self, prefix: str) -> "Parts":
+        """Those whose names begin so, without it."""
+        chosen = Parts()
+        chosen._rows |= {n.removeprefix(prefix): rows for n, rows in self._rows.items() if n.startswith(prefix)}
+        return chosen
+
+
+def read_checkpoint(folder: Path) -> tuple[Parts, dict[str, Any]]:
     """(tensors, state) of a checkpoint.
 
     Raises:
@@ -79,7 +138,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     state = read_state(folder)
     try:
-        return load_file(str(folder / TENSORS)), state
+        return Parts(_part_files(folder)), state
     except Exception as error:
         raise ValueError(f"{folder} is not a training checkpoint that can be resumed: {error}") from error
 
@@ -122,30 +181,62 @@ def mend(run: Path) -> None:
 
 
 @contextmanager
-def _whole_folder(folder: Path, what: str) -> Iterator[Path]:
-    """A folder beside `folder` to fill, which takes its place, and its name, when it is filled and on the disk."""
+def _whole_folder(folder: Path, what: str, accelerator: Accelerator | None = None) -> Iterator[Path]:
+    """A folder beside `folder` to fill, which takes its place, and its name, when all processes have filled it and it
+    is on the disk.
+    """
+    main = accelerator is None or accelerator.is_main_process
     aside = folder.with_name(f".{folder.name}.partial")
     before = folder.with_name(f".{folder.name}.before")
+    try:
+        with all_or_none(accelerator):
+            if main:
+                _make_room(folder, aside, before)
+        with all_or_none(accelerator):
+            yield aside
+        with all_or_none(accelerator):
+            if main:
+                _take_place(folder, aside, before)
+    except Exception as error:
+        if main:
+            shutil.rmtree(aside, ignore_errors=True)
+            if before.exists() and not folder.exists():
+                os.replace(before, folder)
+        raise OSError(f"{what} {folder} could not be written: {error}") from error
+
+
+def _make_room(folder: Path, aside: Path, before: Path) -> None:
     if before.exists() and not folder.exists():
         os.replace(before, folder)
     for leftover in (aside, before):
         shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        for path in [*aside.rglob("*"), aside]:
-            _flush(path)
-        if folder.exists():
-            os.replace(folder, before)
-        os.replace(aside, folder)
-        shutil.rmtree(before, ignore_errors=True)
-        for parent in (folder.parent, folder.parent.parent):
-            _flush(parent)
-    except Exception as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if before.exists() and not folder.exists():
-            os.replace(before, folder)
-        raise OSError(f"{what} {folder} could not be written: {error}") from error
+    aside.mkdir(parents=True)
+
+
+def _take_place(folder: Path, aside: Path, before: Path) -> None:
+    for path in [*aside.rglob("*"), aside]:
+        _flush(path)
+    if folder.exists():
+        os.replace(folder, before)
+    os.replace(aside, folder)
+    shutil.rmtree(before, ignore_errors=True)
+    for parent in (folder.parent, folder.parent.parent):
+        _flush(parent)
+
+
+def _part_name(part: int, parts: int) -> str:
+    stem, dot, suffix = TENSORS.partition(".")
+    return f"{stem}-{part + 1:05d}-of-{parts:05d}{dot}{suffix}"
+
+
+def _part_files(folder: Path) -> list[Path]:
+    """The files of a training state, in the order of their rows."""
+    stem, dot, suffix = TENSORS.partition(".")
+    first = next(folder.glob(f"{stem}-00001-of-*{dot}{suffix}"), None)
+    if first is None:
+        return [folder / TENSORS]
+    parts = int(first.stem.rpartition("-")[2])
+    return [folder / _part_name(part, parts) for part in range(parts)]
 
 
 def _flush(path: Path) -> None:

@@ -125,6 +125,9 @@ class PyramidConfig(Section):
 class TrainConfig(Section):
     """How it is trained. A run ends at `steps` or at `seconds` of training time, whichever comes first.
 
+    `batch_size` counts the clips of all processes together, so that a recipe is the same run on any number of them.
+    `ema_device` "cpu" keeps the averaged weights out of the accelerator's memory.
+
     `loss_space` measures the error of a network that predicts the clean sample as that of another prediction type;
     None measures it as predicted. `distillation` weighs a further loss, against what a pretrained network said of the
     same noisy latents before training.
@@ -151,6 +154,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
+    ema_device: Literal["model", "cpu"] = "model"
     precision: Literal["bf16", "fp16", "no"] = "bf16"
 
     @field_validator("precision", mode="before")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tpdiff.pyramid.alignment import align
+from tpdiff.pyramid.alignment import ALONE, Processes, align
 from tpdiff.pyramid.noise import Generators, randn
 from tpdiff.pyramid.schedule import FlowMatchingSchedule, Schedule, VariancePreservingSchedule
 from tpdiff.pyramid.stages import Pyramid
@@ -112,6 +112,7 @@ def stage_loss(
     config: TrainConfig,
     generator: torch.Generator | Sequence[torch.Generator],
     original: Denoiser | None = None,
+    processes: Processes = ALONE,
 ) -> StageLoss:
     """The loss of one micro-batch at one stage (TPDiff Algorithm 2; MATH 2, 3, 6).
 
@@ -125,8 +126,9 @@ def stage_loss(
         config: alignment, timestep density, target.
         generator: one, or one a clip; every draw comes from it, on the CPU.
         original: the network before training, whose answers are followed as far as `config.distillation` says.
+        processes: those among which the noises are assigned.
     """
-    noise, gain = draw_noise(clean, captions, config, generator)
+    noise, gain = draw_noise(clean, captions, config, generator, processes)
     u = draw_times(len(clean), config.timestep_density, generator)
     errors = sample_errors(denoise, convention, clean, coarse, stage, noise, u, config, original)
     return StageLoss(errors.mean(), stage, clean[:, 0].numel(), gain)
@@ -180,7 +182,11 @@ def loss_weight(schedule: Schedule, t: Tensor, space: str | None) -> Tensor | fl
 
 
 def draw_noise(
-    clean: Tensor, captions: Sequence[Hashable], config: TrainConfig, generator: Generators
+    clean: Tensor,
+    captions: Sequence[Hashable],
+    config: TrainConfig,
+    generator: Generators,
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, float]:
     """Noise for clips (B, ...), aligned as configured, and the share of distance that alignment removed."""
     if config.alignment == "none":
@@ -190,5 +196,6 @@ def draw_noise(
         noise = randn((batch, config.knn_candidates, *rest), generator, clean.device).transpose(0, 1)
     else:
         noise = randn(clean.shape, generator, clean.device)
-    aligned = align(clean, noise, config.alignment, captions if config.align_within_condition else None)
+    condition = captions if config.align_within_condition else None
+    aligned = align(clean, noise, config.alignment, condition, processes)
     return aligned.noise, aligned.reduction

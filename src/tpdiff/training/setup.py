@@ -107,6 +107,6 @@ def may_change(line: str) -> bool:
     """Keys that a resumed run may set anew: its budget and what it leaves behind, not what it computes."""
     budget, kept = (
         ("train.steps:", "train.seconds:"),
-        ("log.", "validation.", "data.workers:", "data.cache", "data.latents:"),
+        ("log.", "validation.", "data.workers:", "data.cache", "data.latents:", "train.ema_device:"),
     )
     return line.startswith((*budget, *kept))

@@ -5,6 +5,7 @@ Random numbers are not among them: they are keyed (`tpdiff.training.randomness`)
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.config import Config
+from tpdiff.training.distribution import check_same_start
 from tpdiff.training.load_config import build_config, config_difference
 from tpdiff.training.setup import may_change
+from tpdiff.training.shards import load_whole
 
 if TYPE_CHECKING:
     from tpdiff.training.trainer import Trainer
@@ -27,7 +30,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     kept = kept_names(trainer.network)
     tensors = {f"network.{n}": t for n, t in trainer.network.state_dict().items() if n in kept}
-    tensors |= {f"ema.{n}": t for n, t in trainer.ema.network.state_dict().items() if n in kept}
+    tensors |= {f"ema.{n}": t for n, t in trainer.ema.tensors().items() if n in kept}
     tensors |= ckpt.pack_optimizer(trainer.optimizer, trainer.network)
     tensors["losses"] = torch.tensor(trainer.losses, dtype=torch.float64).reshape(-1, 4)
     scaler = trainer.accelerator.scaler
@@ -69,6 +72,7 @@ def restore(trainer: Trainer, folder: Path) -> None:
         ValueError: it cannot be read, or is of other captions, another autoencoder or other shards.
     """
     tensors, state = ckpt.read_checkpoint(folder)
+    check_same_start(trainer.accelerator, state["step"])
     if "losses" not in tensors:
         raise ValueError(f"{folder} is not a training checkpoint that can be resumed: it holds no losses")
     if state["captions"] != trainer.trainee.labels:
@@ -79,11 +83,11 @@ def restore(trainer: Trainer, folder: Path) -> None:
     if state.get("shards") != getattr(trainer.dataset, "digest", None):
         raise ValueError(f"{folder} was trained on other shards than those of {trainer.config.data.shards} now")
     kept = kept_names(trainer.network)
-    for prefix, network in (("network.", trainer.network), ("ema.", trainer.ema.network)):
-        found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    for prefix, load in (("network.", partial(load_whole, trainer.network)), ("ema.", trainer.ema.load)):
+        found = tensors.below(prefix)
         if found.keys() != kept:
             raise ValueError(f"{folder} holds other weights than are trained: {min(found.keys() ^ kept)}, for one")
-        network.load_state_dict(found, strict=False)
+        load(found)
     ckpt.unpack_optimizer(trainer.optimizer, trainer.network, tensors)
     trainer.step, trainer.seconds, trainer.tokens = state["step"], state["seconds"], state["tokens"]
     trainer.ema.updates = state["ema_updates"]

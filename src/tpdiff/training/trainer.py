@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from tpdiff.data import ClipDataset, ShardDataset
@@ -19,6 +18,7 @@ from tpdiff.training.batches import open_batches
 from tpdiff.training.cache_settings import open_source
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.config import Config
+from tpdiff.training.distribution import agree, all_or_none, open_accelerator, share_of
 from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
@@ -65,11 +65,9 @@ class Trainer:
             check_same_run(found, config)
         set_seed(config.seed)
         train = config.train
-        self.accelerator = Accelerator(
-            mixed_precision=train.precision,
-            log_with=list(config.log.trackers) or None,
-            project_dir=str(self.out),
-        )
+        idle = config.pretrained is not None
+        self.accelerator = open_accelerator(train.precision, config.log.trackers, self.out, idle)
+        self.share = share_of(train.batch_size, self.accelerator.num_processes)
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -77,9 +75,12 @@ class Trainer:
         self.latents = Latents(config, self.pyramid, self.device, self.dataset, self.trainee.autoencoder)
         self.trainee.open(self.dataset, self.latents)
         self.network: Any = self.trainee.network
-        self.ema = EMA(self.network.to(self.device), train.ema_decay)
+        sharded, kept = self.accelerator.is_fsdp2, "cpu" if train.ema_device == "cpu" else None
+        self.ema = EMA(self.network if sharded else self.network.to(self.device), train.ema_decay, kept, sharded)
         optimizer = build_optimizer(self.network, train)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        if sharded:
+            self.ema.follow(self.network)
         self.step, self.seconds, self.tokens = 0, 0.0, 0
         self.losses: list[tuple[float, int, int, float]] = []  # (seconds, step, stage, loss)
         self.recent = Recent()
@@ -132,13 +133,17 @@ class Trainer:
             parts = self.train_step(batches)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            elapsed = self._agree(self.clock() - started)
+            values = [(p.stage, float(p.loss), p.alignment_gain) for p in parts]
+            elapsed, self._stop_agreed, values = agree(
+                self.accelerator, self.clock() - started, self.stop_requested, values
+            )
+            if self._stop_agreed:
+                self.stop_requested = True
             self.seconds += elapsed
             self.step += 1
             tokens = sum(p.positions for p in parts) // math.prod(self.trainee.patch_size)
             tokens *= self.accelerator.num_processes
             self.tokens += tokens
-            values = [(p.stage, float(p.loss), p.alignment_gain) for p in parts]
             check_finite(values, self.step)
             self.losses += [(self.seconds, self.step, stage, loss) for stage, loss, _ in values]
             self.recent.add(values, tokens, elapsed)
@@ -182,6 +187,7 @@ class Trainer:
                         train,
                         own,
                         original,
+                        self.accelerator,
                     )
                 self.accelerator.backward(part.loss / (len(stages) * len(batches)))
                 parts.append(replace(part, loss=part.loss.detach()))
@@ -205,8 +211,10 @@ class Trainer:
             OSError: it could not be written; older checkpoints stay.
         """
         folder = self.out / "checkpoints" / f"step-{self.step:08d}"
-        if self.accelerator.is_main_process:
-            ckpt.write_checkpoint(folder, self.pipeline(), *capture(self))
+        main = self.accelerator.is_main_process
+        with self.ema.whole(main):
+            ckpt.write_checkpoint(folder, self.pipeline() if main else None, *capture(self), self.accelerator)
+        if main:
             ckpt.drop_old_checkpoints(self.out, self.config.log.keep_checkpoints)
         self.accelerator.wait_for_everyone()
         return folder
@@ -218,14 +226,15 @@ class Trainer:
         Raises:
             OSError: it could not be written.
         """
-        if self.accelerator.is_main_process:
-            ckpt.write_pipeline(Path(folder), self.pipeline())
-        self.accelerator.wait_for_everyone()
+        main = self.accelerator.is_main_process
+        with self.ema.whole(main), all_or_none(self.accelerator):
+            if main:
+                ckpt.write_pipeline(Path(folder), self.pipeline())
         return Path(folder)
 
     def close(self) -> None:
-        """Flush the trackers."""
-        if self.config.log.trackers:
+        """Flush the trackers and part from the other processes."""
+        if self.config.log.trackers or self.accelerator.num_processes > 1:
             self.accelerator.end_training()
 
     # Inside
@@ -239,21 +248,12 @@ class Trainer:
         """Gradients are exchanged with the last backward pass of a step only."""
         return torch.enable_grad() if now else self.accelerator.no_sync(self.wrapped)
 
-    def _agree(self, elapsed: float) -> float:
-        """The mean time of a step over all processes, so that all end together; a stop asked of one stops all."""
-        if self.accelerator.num_processes == 1:
-            return elapsed
-        told = torch.tensor([elapsed, float(self.stop_requested)], dtype=torch.float64, device=self.device)
-        told = self.accelerator.reduce(told, "sum")
-        self._stop_agreed = self.stop_requested = bool(told[1])
-        return float(told[0]) / self.accelerator.num_processes
-
     def _open_stream(self) -> None:
         if self._stream is None:
             train, processes = self.config.train, self.accelerator.num_processes
-            seen = self.step * train.accumulation * train.batch_size * processes
+            seen = self.step * train.accumulation * train.batch_size
             rank, workers = self.accelerator.process_index, self.config.data.workers
-            self._stream = open_batches(self.dataset, train.batch_size, workers, seen, rank, processes)
+            self._stream = open_batches(self.dataset, self.share, workers, seen, rank, processes)
 
     def _next_batch(self) -> dict[str, Any]:
         self._open_stream()

@@ -92,8 +92,10 @@ class Validation:
         Collective: every process calls it.
         """
         record: dict[str, Any] | None = {"step": trainer.step, "seconds": trainer.seconds, "loss": {}, "took": 0.0}
-        if trainer.accelerator.is_main_process:
-            record = self._measure(trainer)
+        main = trainer.accelerator.is_main_process
+        with trainer.ema.whole(main, self.device):
+            if main:
+                record = self._measure(trainer)
         if record is not None:
             self.records.append(record)
         trainer.accelerator.wait_for_everyone()
