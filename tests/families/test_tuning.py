@@ -6,64 +6,16 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from tiny import CASES, find_case
 
-from tpdiff.data import collate, render_digits
+from tpdiff.data import collate
 from tpdiff.sampling.apply import apply_pyramid
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import LORA as LORA_FILE
-from tpdiff.training.load_config import build_config
 from tpdiff.training.trainer import Trainer
 
 USUAL = ("wan", "cogvideox-rotary", "ltx", "hunyuan", "animatediff")
 EACH = pytest.mark.parametrize(
     "name", [pytest.param(c.name, marks=[] if c.name in USUAL else pytest.mark.slow) for c in CASES]
 )
-TIME = [[1, 1, 1], [2, 1, 1], [4, 1, 1]]
-SHORT = ("max_sequence_length", "prompt_template")
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """Six clips, long enough for every case."""
-    return render_digits(
-        tmp_path_factory.mktemp("digits") / "set", clips=6, frames=70, size=32, seed=1, test_share=0.3
-    ).folder
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Case -> the folder of its pipeline, written once."""
-    root, written = tmp_path_factory.mktemp("stock"), {}
-
-    def folder(case):
-        if case.name not in written:
-            case.stageable().save_pretrained(root / case.name, safe_serialization=True)
-            written[case.name] = root / case.name
-        return written[case.name]
-
-    return folder
-
-
-@pytest.fixture
-def tuning(digits, saved):
-    """`tuning(case, "train.steps=1", lora={...})`: the configuration of a run from a case's pipeline."""
-
-    def configure(case, *overrides, **pretrained):
-        frames, height, width = case.narrow
-        told = {"path": str(saved(case)), "options": {k: v for k, v in case.call.items() if k in SHORT}}
-        if len(case.networks) > 1:
-            told["network"] = case.networks[-1]
-        values = {
-            "seed": 3,
-            "data": {"path": str(digits), "split": None, "frames": frames, "height": height, "width": width},
-            "condition": {"dropout": 0},
-            "pretrained": told | pretrained,
-            "pyramid": {"factors": TIME},
-            "train": {"batch_size": 2, "steps": 2, "precision": "no", "lr": 1e-3, "all_stages": True},
-            "log": {"every_steps": 1, "checkpoint_every_steps": None},
-        }
-        return build_config(values, overrides)
-
-    return configure
 
 
 def trained(config, out, **options):

@@ -1,14 +1,20 @@
 """`tpdiff sample`: a trained model to mp4."""
 
+from __future__ import annotations
+
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tpdiff.cli.data import parse_size
+from tpdiff.cli.export import as_dtype
 from tpdiff.cli.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
 
 OTHER_KINDS = (".avi", ".gif", ".mkv", ".mov", ".png", ".webm", ".webp")
 
@@ -19,14 +25,23 @@ def sample(
     prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt a line.")] = None,
     out: Annotated[Path, typer.Option(help="An .mp4 file; with several videos, a folder.")] = Path("video.mp4"),
     steps: Annotated[str, typer.Option(help="A total (30) or one count a stage, coarsest first (10,10,10).")] = "30",
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 1.0,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Guidance; if not given a fine-tuned pipeline's own, else 1, which is none.")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     num_videos: Annotated[int, typer.Option(min=1, help="Videos of every prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the first video; the n-th has seed + n.")] = 0,
-    solver: Annotated[str, typer.Option(help="euler, ddim or heun.")] = "euler",
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A first frame: one for all prompts, or given again for each.")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="euler (if not given), ddim or heun.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames; as trained if not given.")] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as trained if not given.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Videos made at a time.")] = 4,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of a fine-tuned pipeline's weights; bfloat16 on cuda, else float32.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Make videos with a trained model."""
@@ -35,30 +50,38 @@ def sample(
 
     from tpdiff.data import write_video
     from tpdiff.models.memory import keep_freed_memory
-    from tpdiff.sampling.pipeline import PyramidPipeline
+    from tpdiff.sampling.tuned import TunedPipeline
 
-    texts: list[str | None] = [p for p in [*(prompt or []), *_read_prompts(prompts)] for _ in range(num_videos)]
-    texts = texts or [None] * num_videos
+    given = [*(prompt or []), *_read_prompts(prompts)]
+    pictures = _read_pictures(image or [], len(given))
+    texts: list[str | None] = [p for p in given for _ in range(num_videos)] or [None] * num_videos
     paths = _paths(out, len(texts))
     height, width = (None, None) if size is None else parse_size(size)
+    chosen = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "solver": solver}
+    options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = as_dtype(dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     keep_freed_memory()
-    pipeline = PyramidPipeline.from_pretrained(model)
+    pipeline = open_pipeline(model, kind).to(place)
+    if pictures and not isinstance(pipeline, TunedPipeline):
+        raise ValueError("this model starts from no picture; leave out --image")
     pipeline.conditioner.check([*texts, negative_prompt])
     made = []
-    for first in range(0, len(texts), batch):
-        chunk = texts[first : first + batch]
+    each = 1 if pictures else batch
+    for first in range(0, len(texts), each):
+        chunk = texts[first : first + each]
+        if pictures:
+            options["image"] = pictures[first // num_videos % len(pictures)]
         generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))]
         started = time.perf_counter()
         videos = pipeline(
             chunk,
             steps=_steps(steps),
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
             num_frames=frames,
             height=height,
             width=width,
             generator=generators,
-            solver=solver,
+            **options,
         ).frames
         seconds = (time.perf_counter() - started) / len(chunk)
         for i, video in enumerate(videos):
@@ -70,6 +93,27 @@ def sample(
                 print(f"{path}  {chunk[i] or ''}  ({seconds:.2f} s)")
     if as_json:
         print(json.dumps(made, indent=1))
+
+
+def open_pipeline(model: Path, dtype: torch.dtype) -> Any:
+    """A model to sample from. Its weights are of that dtype where it is a fine-tuned pipeline; networks of tpdiff's
+    own stay in float32."""
+    import torch
+
+    from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
+    from tpdiff.sampling.tuned import TOLD
+
+    tuned = (newest_checkpoint(model) / TOLD).is_file()
+    return PyramidPipeline.from_pretrained(model, dtype=dtype if tuned else torch.float32)
+
+
+def _read_pictures(paths: list[Path], prompts: int) -> list[Any]:
+    """First frames; their number must be one, or that of the prompts."""
+    from PIL import Image
+
+    if paths and len(paths) not in (1, max(prompts, 1)):
+        raise ValueError(f"{len(paths)} pictures for {prompts} prompts; give one for all, or one each")
+    return [Image.open(path).convert("RGB") for path in paths]
 
 
 def _steps(text: str) -> int | list[int]:

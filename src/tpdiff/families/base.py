@@ -38,6 +38,10 @@ def _one_transformer(pipe: Any) -> dict[str, Span]:
     return {"transformer": (0.0, 1.0)}
 
 
+def _no_other_name(layer: str) -> str:
+    raise ValueError("diffusers has no converter from the names of layers in its own implementation")
+
+
 @dataclass(frozen=True)
 class Family:
     """One family.
@@ -63,6 +67,8 @@ class Family:
         picture_kept: pipe -> whether a `first_frame` pipeline overwrites that frame by the picture's own latents, so
             that nothing is predicted there; otherwise the picture is a condition beside the latents.
         check: (pipe, pyramid) -> raises ValueError for a pyramid that this pipeline's weights cannot be run in.
+        original_layer: a layer's name in diffusers -> in the model's own implementation, by which diffusers reads
+            low-rank matrices as well; raises ValueError where it does not.
         positions: how the network is told where frames and pixels are; for the documentation.
     """
 
@@ -82,6 +88,7 @@ class Family:
     shared: tuple[str, ...] = ()
     picture_kept: Callable[[Any], bool] = lambda pipe: False
     check: Callable[[Any, Pyramid], None] = _anything
+    original_layer: Callable[[str], str] = _no_other_name
     positions: str = "whole numbers at every stage's own size"
 
     def latent_size(self, pipe: Any, size: Size) -> Shape:

@@ -24,6 +24,13 @@ def _widescreen(pipe: Any) -> Mapping[str, int]:
     return {"height": height, "width": width}
 
 
+def _original_layer(layer: str) -> str:
+    raise ValueError(
+        "its own implementation holds a layer's queries, keys and values in one, and diffusers' converter does not "
+        "read those of the text refiner back"
+    )
+
+
 HUNYUAN = register_family(
     Family(
         name="hunyuan",
@@ -31,5 +38,6 @@ HUNYUAN = register_family(
         vae_ratio=_vae_ratio,
         patch=_patch,
         defaults=_widescreen,
+        original_layer=_original_layer,
     )
 )

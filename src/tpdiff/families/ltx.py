@@ -42,6 +42,13 @@ def _after_the_picture(pipe: Any, made: Any, latents: Tensor) -> Any:
     return latents.where(mask.unsqueeze(-1) == 0, tokens), mask
 
 
+def _original_layer(layer: str) -> str:
+    """Named alike in the blocks, and otherwise around them, which diffusers' converter does not know."""
+    if not layer.startswith("transformer_blocks."):
+        raise ValueError(f"diffusers' converter does not rename the layer {layer}, which is named otherwise there")
+    return layer
+
+
 LTX = register_family(
     Family(
         name="ltx",
@@ -54,6 +61,7 @@ LTX = register_family(
         stage_options=_slower,
         given_latents=_after_the_picture,
         picture_kept=lambda pipe: True,
+        original_layer=_original_layer,
         positions="seconds and pixels: coarse frames lie further apart, coarse pixels do not",
     )
 )

@@ -46,7 +46,7 @@ def check_limits(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> Non
     """Refuse a size that the network has no positions for."""
     limits = family.limits(pipe)
     for axis, (name, value) in enumerate(zip(AXIS_NAMES, size, strict=True)):
-        least, greatest = limits.get(name, (1, value))
+        least, greatest = limits.get(name, (value, value))
         if least <= value <= greatest:
             continue
         for nearest in range(least, greatest + 1) if value < least else range(greatest, least - 1, -1):

@@ -108,7 +108,8 @@ class PyramidPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load what `save_pretrained` or `tpdiff train` wrote; of a run's folder, the newest checkpoint.
 
-        A diffusers pipeline that was fine-tuned comes as a `TunedPipeline`, which is called alike.
+        A diffusers pipeline that was fine-tuned comes as a `TunedPipeline`, which is called alike; of `kwargs` it
+        knows `dtype`.
 
         Raises:
             FileNotFoundError: no pipeline in the folder, or no checkpoint in the run.
@@ -116,7 +117,7 @@ class PyramidPipeline(DiffusionPipeline):
         """
         folder = newest_checkpoint(Path(pretrained_model_name_or_path))
         if (folder / TOLD).is_file():
-            return load_tuned(folder)
+            return load_tuned(folder, **kwargs)
         pipeline = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
         absent = [name for name, p in pipeline.transformer.named_parameters() if p.is_meta]
         if absent:

@@ -6,8 +6,8 @@ import contextlib
 import copy
 import inspect
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,18 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
+from tpdiff.families import find_family
+from tpdiff.families.sizes import stage_sizes
 from tpdiff.models.memory import moved
+from tpdiff.pyramid.geometry import AXIS_NAMES
 from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
-from tpdiff.sampling.apply import apply_pyramid, stock_class
+from tpdiff.pyramid.steps import split_steps
+from tpdiff.sampling.apply import apply_pyramid, remove_pyramid, stock_class
 
 TOLD = "tpdiff.json"
 LORA = "pytorch_lora_weights.safetensors"
+HERE = "."
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Tuned:
     """What a saved network's folder says of it.
 
     Attributes:
-        base: the pipeline that it was trained from, a folder or a name on the hub.
+        base: the pipeline that it was trained from, a folder or a name on the hub; ".": the folder itself is a whole
+            pipeline.
         component: the network's name in the pipeline.
         kind: its class; None: only low-rank matrices are saved.
         adapters: names of the matrices' sets, one a stage, or "default".
@@ -92,9 +98,18 @@ class TunedPipeline:
         """What prompts may be."""
         return AnyText()
 
+    def to(self, device: torch.device | str) -> TunedPipeline:
+        """Move all of it; returns it."""
+        self.pipe.to(device)
+        return self
+
     def lowered(self, dtype: torch.dtype) -> TunedPipeline:
         """The same, computing in a lower precision where that is safe."""
         return TunedPipeline(self.pipe, self.network, self.config, dtype, self.device)
+
+    def whole(self) -> TunedPipeline:
+        """The same, saved as a whole stock pipeline in place of the network alone."""
+        return TunedPipeline(self.pipe, self.network, replace(self.config, base=HERE))
 
     @torch.no_grad()
     def __call__(
@@ -111,63 +126,89 @@ class TunedPipeline:
         output_type: str = "np",
         **options: Any,
     ) -> Any:
-        """Make videos: arguments as those of `PyramidPipeline`, the others as those of the stock pipeline."""
-        prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
-        size = zip((num_frames, height, width), self.config.default_size, strict=True)
-        given = (
-            dict(zip(("num_frames", "height", "width"), (a or b for a, b in size), strict=True)) | self.config.options
-        )
+        """Make videos: arguments as those of `PyramidPipeline`, the others as those of the stock pipeline.
+
+        Raises:
+            ValueError: before any work, for a size, step count, prompt or argument that cannot be served.
+        """
+        alone = prompt is None or isinstance(prompt, str)
+        prompts: list[Any] = [prompt] if alone or not isinstance(prompt, Sequence) else list(prompt)
+        self.conditioner.check([*prompts, negative_prompt])
+        counts = split_steps(steps, len(self.pyramid))
+        size = zip(AXIS_NAMES, (num_frames, height, width), self.config.default_size, strict=True)
+        told: dict[str, Any] = {name: usual if given is None else given for name, given, usual in size}
+        told |= self.config.options | options
         takes = inspect.signature(stock_class(self.pipe).__call__).parameters
         if guidance_scale is not None:
-            given["guidance_scale"] = guidance_scale
+            told["guidance_scale"] = guidance_scale
         if negative_prompt is not None:
-            given["negative_prompt"] = [negative_prompt] * len(prompts)
+            told["negative_prompt"] = [negative_prompt] * len(prompts)
         if "frame_rate" in takes:
-            given["frame_rate"] = self.config.fps
+            told.setdefault("frame_rate", self.config.fps)
+        self._check(told, takes)
+        frames, high, wide = (told[name] for name in AXIS_NAMES)
+        stage_sizes(self.pipe, find_family(self.pipe), self.pyramid, (frames, high, wide))
         if len(self.pyramid) > 1:
-            apply_pyramid(self.pipe, self.pyramid, steps)
-        given["num_inference_steps"] = steps if isinstance(steps, int) else sum(steps)
+            apply_pyramid(self.pipe, self.pyramid, counts)
+        told["num_inference_steps"] = sum(counts)
         parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
         device = self.pipe._execution_device if self.device is None else self.device
         lower = torch.autocast(device.type, self.dtype) if self.dtype is not None else contextlib.nullcontext()
         with moved(() if self.device is None else parts, device), lower, _staged_adapters(self):
-            return self.pipe(
-                prompt=[p or "" for p in prompts], generator=generator, output_type=output_type, **given | options
-            )
+            return self.pipe(prompt=[p or "" for p in prompts], generator=generator, output_type=output_type, **told)
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool = True) -> None:
         """Write the network, or its low-rank matrices, with the stages: `PyramidPipeline.from_pretrained` loads them,
-        the stock class the network, and `load_lora_weights` the matrices."""
+        the stock class the network, and `load_lora_weights` the matrices. A `whole` one: the stock class loads it."""
         place, told = Path(folder), self.config
         place.mkdir(parents=True, exist_ok=True)
-        if told.kind is not None:
+        if told.base == HERE:
+            remove_pyramid(copy.copy(self.pipe)).save_pretrained(str(place), safe_serialization=True)
+        elif told.kind is not None:
             self.network.save_pretrained(str(place / told.component))
         for name in told.adapters:
-            layers = {f"{told.component}_lora_layers": get_peft_model_state_dict(self.network, adapter_name=name)}
+            layers = {f"{_loader_name(told.component)}_lora_layers": low_rank_matrices(self.network, name)}
             stock_class(self.pipe).save_lora_weights(str(_adapter_folder(place, name)), **layers)  # type: ignore[attr-defined]
         (place / TOLD).write_text(json.dumps(asdict(told), indent=1))
 
+    def _check(self, told: Collection[str], takes: Collection[str]) -> None:
+        """Refuse what the stock pipeline is not asked for, and a picture that is missing."""
+        kind = stock_class(self.pipe).__name__
+        if "solver" in told:
+            scheduler = self.pipe.scheduler
+            own = getattr(scheduler, "base", scheduler)
+            raise ValueError(f"{kind} has no solver to choose: it samples by its scheduler, {type(own).__name__}")
+        for name in told:
+            if name not in takes:
+                raise ValueError(f"{kind} takes no {name}; leave it out")
+        if find_family(self.pipe).from_picture(self.pipe) and "image" not in told:
+            raise ValueError(f"{kind} starts from a picture: give it as image")
+
 
 class AnyText:
-    """A conditioner that takes every prompt."""
+    """A conditioner that takes every text."""
 
     def check(self, prompts: Sequence[str | None]) -> None:
-        """There is nothing to refuse."""
+        """Raise ValueError for what is no text."""
+        for prompt in prompts:
+            if prompt is not None and not isinstance(prompt, str):
+                raise ValueError(f"prompt {prompt!r} is no text; give words, or None for no prompt")
 
 
-def load_tuned(folder: Path) -> TunedPipeline:
+def load_tuned(folder: Path, dtype: torch.dtype = torch.float32) -> TunedPipeline:
     """What `TunedPipeline.save_pretrained` wrote.
 
     Raises:
         ValueError: the pipeline that it was trained from is not there.
     """
     told = Tuned(**json.loads((folder / TOLD).read_text()))
-    pipe = load_stock(told.base)
-    if told.kind is not None:
-        network = getattr(diffusers, told.kind).from_pretrained(str(folder / told.component), use_safetensors=True)
-        pipe.register_modules(**{told.component: network})
+    pipe = load_stock(str(folder) if told.base == HERE else told.base, dtype)
+    if told.kind is not None and told.base != HERE:
+        kind, place = getattr(diffusers, told.kind), str(folder / told.component)
+        pipe.register_modules(**{told.component: kind.from_pretrained(place, use_safetensors=True, dtype=dtype)})
+    second = {} if told.component == _loader_name(told.component) else {f"load_into_{told.component}": True}
     for name in told.adapters:
-        pipe.load_lora_weights(str(_adapter_folder(folder, name)), adapter_name=name)
+        pipe.load_lora_weights(str(_adapter_folder(folder, name)), adapter_name=name, **second)
     return TunedPipeline(pipe, getattr(pipe, told.component), told)
 
 
@@ -188,12 +229,26 @@ def adapter_name(stage: int | None) -> str:
     return "default" if stage is None else f"stage_{stage}"
 
 
+def low_rank_matrices(network: Any, name: str) -> dict[str, torch.Tensor]:
+    """A set of low-rank matrices by their layers, "blocks.0.to_q.lora_A.weight", the second of each pair times
+    alpha / rank, so that their product counts once wherever they are loaded."""
+    config = network.peft_config[name]
+    scale = config.lora_alpha / config.r
+    found = get_peft_model_state_dict(network, adapter_name=name)
+    return {key: value * scale if ".lora_B." in key else value for key, value in found.items()}
+
+
 def activate(network: Any, name: str) -> None:
     """Let one set of low-rank matrices work; which parameters ask for gradients stays as it was."""
     asked = [p.requires_grad for p in network.parameters()]
     network.set_adapter(name)
     for p, before in zip(network.parameters(), asked, strict=True):
         p.requires_grad_(before)
+
+
+def _loader_name(component: str) -> str:
+    """What diffusers calls a network in files of low-rank matrices: a second one as the first."""
+    return component.removesuffix("_2")
 
 
 def _adapter_folder(folder: Path, name: str) -> Path:

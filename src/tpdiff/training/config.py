@@ -277,7 +277,7 @@ class Config(Section):
             raise ValueError(
                 f"data.latents={self.data.latents} keeps what model.autoencoder encodes; set that, or none"
             )
-        if self.data.stages == "pixel" and self.model.autoencoder is None:
+        if self.data.stages == "pixel" and self.model.autoencoder is None and self.pretrained is None:
             raise ValueError("data.stages=pixel encodes every stage with model.autoencoder; set that, or latent")
         if self.data.stages == "pixel" and self.data.latents != "none" and self.data.shards is None:
             raise ValueError("data.stages=pixel is kept by tpdiff cache only; set data.latents=none, or data.shards")

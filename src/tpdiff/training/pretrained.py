@@ -43,12 +43,13 @@ class Pretrained:
         self.config, self.wanted = config, config.pretrained
         pipe = load_stock(self.wanted.path, getattr(torch, self.wanted.dtype))
         self.pipe, self.asker = pipe, Asker(pipe, self.wanted.guidance, **self.wanted.options)
-        if self.wanted.lora is not None and not hasattr(pipe, "load_lora_weights"):
-            raise ValueError(f"{type(pipe).__name__} cannot load low-rank matrices; leave out pretrained.lora")
         check_prediction(config.train, self.asker.prediction_type)
         self.family, self.autoencoder = self.asker.family, pipe.vae
         self.name = _component(self.asker.networks, self.wanted.network)
         self.network: Any = self.asker.networks[self.name]
+        adaptable = hasattr(pipe, "load_lora_weights") and hasattr(self.network, "add_adapter")
+        if self.wanted.lora is not None and not adaptable:
+            raise ValueError(f"{type(pipe).__name__} cannot load low-rank matrices; leave out pretrained.lora")
         self.span = self.asker.spans[self.name]
         self.patch_size = self.family.patch(pipe)
         pyramid = self._pyramid()
@@ -57,6 +58,7 @@ class Pretrained:
         data = config.data
         stage_sizes(pipe, self.family, pyramid, (data.frames, data.height, data.width))
         self._check_span()
+        self._check_samples()
         self._conditions: dict[str | None, Condition] = {}
         self._prepare()
 
@@ -135,6 +137,12 @@ class Pretrained:
             starts = [start_level(self.asker.base, pyramid, k).t for k in range(len(pyramid) - 1)]
             pyramid = replaced(pyramid, ends, starts)
         self.family.check(self.pipe, pyramid)
+        plain = pyramid.multiples[0] > 1 and not pyramid.causal_time
+        if self.config.data.stages == "pixel" and self.family.causal_vae and plain:
+            raise ValueError(
+                "data.stages=pixel with an autoencoder that keeps the first frame whole needs stages that keep it; "
+                "nearest: pyramid.causal_time=true, or data.stages=latent"
+            )
         return pyramid
 
     def _times(self, t: Tensor, stage: int) -> Tensor:
@@ -153,6 +161,15 @@ class Pretrained:
                     f"{self.name} is asked at times {least:g} to {greatest:g}, of which stage {stage.index} "
                     f"({stage.end:.3g} to {stage.start:.3g}) has none: give it weight 0 in train.stage_weights"
                 )
+
+    def _check_samples(self) -> None:
+        """Refuse samples of a pipeline that must be given pictures, which validation has none for."""
+        wanted = self.config.validation
+        if wanted.on and (wanted.samples or wanted.distance_clips) and self.family.from_picture(self.pipe):
+            raise ValueError(
+                f"{type(self.pipe).__name__} starts from pictures, which samples of a validation are not given: "
+                "set validation.samples=0 and validation.distance_clips=0"
+            )
 
     def _prepare(self) -> None:
         """Say what of the network is trained, and freeze all else."""
