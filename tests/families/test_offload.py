@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from test_tuning import digits, saved, trained, tuning  # noqa: F401  (fixtures)
+from test_tuning import trained
 from tiny import find_case
 
 OVER = ["validation.every_steps=2", "validation.clips=2", "validation.samples=1"]
 
 
 @pytest.mark.parametrize("name", ["ltx"])
-def test_training_is_the_same(name, tuning, tmp_path):  # noqa: F811
+def test_training_is_the_same(name, tuning, tmp_path):
     case = find_case(name)
     runs = [trained(tuning(case, offload=offload), tmp_path / f"{offload}") for offload in (False, True)]
     plain, offloaded = ([point[1:] for point in run.losses] for run in runs)
@@ -20,7 +20,7 @@ def test_training_is_the_same(name, tuning, tmp_path):  # noqa: F811
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["ltx", "wan-picture"])
 @pytest.mark.parametrize("offload", [False, True])
-def test_encoders_are_where_they_should_be_between_steps(name, offload, tuning, tmp_path):  # noqa: F811
+def test_encoders_are_where_they_should_be_between_steps(name, offload, tuning, tmp_path):
     case = find_case(name)
     trainer = trained(tuning(case, *OVER, "validation.sample_steps=3", offload=offload), tmp_path / "run")
     pipe = trainer.trainee.pipe
