@@ -3,10 +3,13 @@
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
+from diffusers import AnimateDiffPipeline
 from tiny import find_case
+from tiny.unets import motion_adapter, stable_diffusion
 
 from tpdiff.families import find_family
 from tpdiff.families.models import find_published
@@ -89,3 +92,17 @@ def test_it_trains(name, digits, saved, tmp_path):
     assert [stage.index for stage in loaded.pyramid.stages] == list(range(len(trainer.config.pyramid.factors)))
     frames_made = loaded("a small red cat", steps=len(loaded.pyramid), guidance_scale=1.0, output_type="pt").frames
     assert frames_made.shape == (1, frames, 3, height, width)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_pipeline_is_put_together(fresh, tmp_path, monkeypatch):
+    stable_diffusion().save_pretrained(tmp_path / "pictures", safe_serialization=True)
+    motion_adapter().save_pretrained(tmp_path / "motion", safe_serialization=True)
+    told = ["--model", tmp_path / "pictures", "--adapter", tmp_path / "motion", "--out", tmp_path / "both"]
+    monkeypatch.setattr("sys.argv", ["script", *map(str, told), *(["--fresh"] if fresh else [])])
+    run_path(str(CONFIGS.parent / "examples" / "animatediff_pipeline.py"), run_name="__main__")
+    case, pipe = find_case("animatediff"), AnimateDiffPipeline.from_pretrained(tmp_path / "both")
+    assert type(pipe.scheduler).__name__ == "DDIMScheduler"
+    assert torch.equal(pipe.scheduler.alphas_cumprod, case.pipe().scheduler.alphas_cumprod)
+    video = case.run(case.quiet(pipe), generator=None, latents=torch.randn(1, 4, 1, 2, 2).repeat(1, 1, 4, 1, 1))
+    assert torch.allclose(video[:, :, :1].expand_as(video), video, atol=1e-5) is fresh  # one picture, four times

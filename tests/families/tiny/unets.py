@@ -5,6 +5,8 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     MotionAdapter,
+    PNDMScheduler,
+    StableDiffusionPipeline,
     TextToVideoSDPipeline,
     UNet2DConditionModel,
     UNet3DConditionModel,
@@ -24,10 +26,8 @@ def _vae() -> AutoencoderKL:
     ).eval()
 
 
-def animatediff() -> AnimateDiffPipeline:
-    """Stable Diffusion with a motion adapter, and DDIM on the adapter's linear betas."""
-    seeded()
-    picture_network = UNet2DConditionModel(
+def _picture_network() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
         block_out_channels=(8, 8),
         layers_per_block=1,
         sample_size=8,
@@ -37,9 +37,28 @@ def animatediff() -> AnimateDiffPipeline:
         attention_head_dim=2,
         norm_num_groups=2,
     )
-    adapter = MotionAdapter(
+
+
+def motion_adapter() -> MotionAdapter:
+    """Motion modules for the pictures' network."""
+    return MotionAdapter(
         block_out_channels=(8, 8), motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=2
     )
+
+
+def stable_diffusion() -> StableDiffusionPipeline:
+    """Pictures from text, with the scheduler that Stable Diffusion 1.5 comes with."""
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
+    parts = _vae(), clip_text(), clip_tokenizer(), _picture_network(), scheduler
+    return StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)
+
+
+def animatediff() -> AnimateDiffPipeline:
+    """Stable Diffusion with a motion adapter, and DDIM on the adapter's linear betas."""
+    seeded()
+    picture_network, adapter = _picture_network(), motion_adapter()
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
