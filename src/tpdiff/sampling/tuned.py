@@ -109,7 +109,7 @@ class TunedPipeline:
 
     def whole(self) -> TunedPipeline:
         """The same, saved as a whole stock pipeline in place of the network alone."""
-        return TunedPipeline(self.pipe, self.network, replace(self.config, base=HERE))
+        return TunedPipeline(self.pipe, self.network, replace(self.config, base=HERE), None, self.device)
 
     @torch.no_grad()
     def __call__(
