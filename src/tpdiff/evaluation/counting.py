@@ -58,7 +58,12 @@ def count_pass(network: nn.Module, inputs: Callable[[], dict[str, Any]]) -> Coun
 
 
 def count_model(
-    model: Published, latent: Shape, batch: int = 1, dtype: torch.dtype = torch.bfloat16, whole: bool = False
+    model: Published,
+    latent: Shape,
+    batch: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    whole: bool = False,
+    network: nn.Module | None = None,
 ) -> Count:
     """Count one pass of a published model, in a moment.
 
@@ -71,11 +76,12 @@ def count_model(
         batch: videos in the pass.
         dtype: of weights and activations.
         whole: count all blocks, one after the other.
+        network: the model's, built before on the meta device with `dtype`; None: it is built where all of it counts.
     """
 
     def run(**changes: int) -> Count:
-        network = model.build("meta", dtype, **changes)
-        return count_pass(network, lambda: model.inputs(model.config, latent, batch, dtype))
+        built = network if network is not None and not changes else model.build("meta", dtype, **changes)
+        return count_pass(built, lambda: model.inputs(model.config, latent, batch, dtype))
 
     if whole or not model.layers:
         return run()

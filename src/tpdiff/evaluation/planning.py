@@ -183,7 +183,7 @@ def plan(
     for k in range(stages):
         frames, height, width = sizes[k]
         latent = find_family(pipe).latent_size(pipe, (frames, height, width))
-        count = count_model(model, latent, batch)
+        count = count_model(model, latent, batch, network=network)
         costs.append(
             StageCost(
                 stage=k,
