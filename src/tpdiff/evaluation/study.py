@@ -106,9 +106,8 @@ def load_study(path: str | Path) -> Study:
     return study
 
 
-def make_data(study: Study, out: Path, progress: Any = None) -> Path:
-    """The study's set, made or continued. Half of it is the test split, which no arm ever trains on."""
-    data = study.data
+def make_data(data: StudyData, out: Path, progress: Any = None) -> Path:
+    """A study's set, made or continued. Half of it is the test split, which no arm ever trains on."""
     if data.kind == "digits":
         return render_digits(out, clips=data.clips, frames=data.frames, test_share=0.5, seed=data.seed).folder
     return record_doom(

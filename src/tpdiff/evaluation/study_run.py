@@ -3,7 +3,7 @@
 import datetime
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tpdiff.training.clean import clean_pair
 from tpdiff.training.objective import stage_loss
 from tpdiff.training.progress import Status
 from tpdiff.training.randomness import sample_generators
+from tpdiff.training.section import Section
 from tpdiff.training.trainee import Told
 from tpdiff.training.trainer import Trainer
 
@@ -81,7 +82,7 @@ def run_trial(desk: Desk, lr: float) -> dict[str, Any]:
     flops = {name: warm_up(trainer) for name, trainer in arms.trainers.items()}
     _train(desk, arms, study.sweep_seconds)
     rows = {name: _measure(desk, t, flops[name], study.sweep_seed) for name, t in arms.trainers.items()}
-    result = {"lr": lr, "seed": study.sweep_seed, "arms": rows, "made": provenance(desk), "done": True}
+    result = {"lr": lr, "seed": study.sweep_seed, "arms": rows, "made": provenance(desk.study), "done": True}
     write_result(path, result)
     for name, row in rows.items():
         desk.say(f"lr {lr:g}: {name} {row['distance']:.3f} after {row['steps']} steps")
@@ -120,7 +121,7 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     if not any(trainer.step for trainer in arms.trainers.values()):  # new, or what was half done has lost its weights
         configs = {name: t.config.model_dump(mode="json") for name, t in arms.trainers.items()}
         rows = {n: {"lr": rates[n], "config": configs[n], "flops": flops[n], "evaluations": []} for n in configs}
-        result = {"seed": seed, "arms": rows, "made": provenance(desk), "protocol": desk.judge.protocol(desk.sampling)}
+        result = {"seed": seed, "arms": rows, "made": provenance(study), "protocol": desk.judge.protocol(desk.sampling)}
     for number in range(study.evaluations + 1):
         _train(desk, arms, study.seconds * number / study.evaluations)
         for name, trainer in arms.trainers.items():
@@ -134,9 +135,7 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     for name, trainer in arms.trainers.items():
         if "final" not in result["arms"][name]:
             desk.say(f"seed {seed}: {study.final_clips} samples of {name}")
-            final = desk.judge.verdict(
-                sampler(trainer), study.final_clips, desk.sampling, _noise_seed(seed), kept[name]
-            )
+            final = desk.judge.verdict(sampler(trainer), study.final_clips, desk.sampling, noise_seed(seed), kept[name])
             result["arms"][name]["final"] = final
             write_result(path, result)
     base, *others = arms.trainers
@@ -157,6 +156,12 @@ def warm_up(trainer: Trainer) -> list[int]:
     counts = [count_flops(_stage_pass(trainer, stage, size)) // size for stage, size in enumerate(sizes)]
     trainer.network.zero_grad(set_to_none=True)
     return counts
+
+
+def operations(trainer: Trainer, flops: Sequence[int]) -> int:
+    """Those of all training so far, from those of a clip at each stage, finest first."""
+    seen = Counter(stage for _, _, stage, _ in trainer.losses)
+    return sum(flops[stage] * trainer.mix.clips[stage] * count for stage, count in seen.items())
 
 
 def _stage_pass(trainer: Trainer, stage: int, size: int) -> Callable[[], None]:
@@ -184,12 +189,12 @@ def _stage_pass(trainer: Trainer, stage: int, size: int) -> Callable[[], None]:
     return step
 
 
-def provenance(desk: Desk) -> dict[str, Any]:
+def provenance(study: Section) -> dict[str, Any]:
     """When, where and from what a result was made."""
     return {
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": machine.describe(),
-        "study": desk.study.model_dump(mode="json"),
+        "study": study.model_dump(mode="json"),
     }
 
 
@@ -209,19 +214,17 @@ def _train(desk: Desk, arms: Arms, until: float) -> None:
 
 def _measure(desk: Desk, trainer: Trainer, flops: list[int], seed: int) -> dict[str, Any]:
     """The distance of an arm as it is now, with what it has cost so far."""
-    distance = desk.judge.distance(sampler(trainer), desk.study.clips, desk.sampling, _noise_seed(seed))
-    sizes = trainer.mix.clips
-    seen = Counter(stage for _, _, stage, _ in trainer.losses)
+    distance = desk.judge.distance(sampler(trainer), desk.study.clips, desk.sampling, noise_seed(seed))
     return {
         "seconds": trainer.seconds,
         "steps": trainer.step,
         "clips": trainer.samples,
         "tokens": trainer.tokens,
-        "flops": sum(flops[stage] * sizes[stage] * count for stage, count in seen.items()),
+        "flops": operations(trainer, flops),
         "distance": distance,
     }
 
 
-def _noise_seed(seed: int) -> int:
+def noise_seed(seed: int) -> int:
     """Samples of one study seed start from other noise than those of the next."""
     return 1_000_000 * (seed + 1)

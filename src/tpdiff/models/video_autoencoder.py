@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -74,6 +74,13 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.patch_out = nn.Conv3d(hidden_size, values, 1)
         with torch.no_grad():
             self.to_posterior.bias[latent_channels:] = FIRST_LOGVAR  # type: ignore[index]
+
+    @property
+    def config(self) -> Any:
+        """Its arguments, and what they are called in the autoencoders that diffusers' video pipelines expect."""
+        told = super().config
+        ratio = {"scale_factor_temporal": told["time_patch"], "scale_factor_spatial": told["patch_size"]}
+        return FrozenDict({**told, **ratio, "z_dim": told["latent_channels"]})
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Video (B, 3, 1 + rn, H, W) in [-1, 1] -> posterior of latents (B, C, 1 + n, H / p, W / p).

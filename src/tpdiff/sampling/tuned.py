@@ -25,6 +25,7 @@ from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.apply import apply_pyramid, remove_pyramid, stock_class
+from tpdiff.schedulers import PyramidScheduler
 
 TOLD = "tpdiff.json"
 LORA = "pytorch_lora_weights.safetensors"
@@ -45,6 +46,7 @@ class Tuned:
         default_size: (num_frames, height, width) in pixels that it was trained at.
         fps: frames a second of its training clips.
         options: arguments of every call.
+        per_stage_target: the network's flow is per unit of a stage's own time (`train.target=per_stage`).
     """
 
     base: str
@@ -55,6 +57,7 @@ class Tuned:
     default_size: list[int]
     fps: float
     options: dict[str, Any] = field(default_factory=dict)
+    per_stage_target: bool = False
 
 
 class TunedPipeline:
@@ -85,6 +88,9 @@ class TunedPipeline:
         self.pyramid = Pyramid.from_config(told.pyramid)
         self.pipe.register_modules(**{told.component: network})
         if len(self.pyramid) > 1:
+            if not isinstance(self.pipe.scheduler, PyramidScheduler):
+                scheduler = PyramidScheduler(self.pipe.scheduler, self.pyramid, per_stage_target=told.per_stage_target)
+                self.pipe.scheduler = scheduler
             apply_pyramid(self.pipe, self.pyramid)
         self.pipe.set_progress_bar_config(disable=True)
 
@@ -110,6 +116,10 @@ class TunedPipeline:
     def whole(self) -> TunedPipeline:
         """The same, saved as a whole stock pipeline in place of the network alone."""
         return TunedPipeline(self.pipe, self.network, replace(self.config, base=HERE), None, self.device)
+
+    def check_size(self, size: tuple[int, int, int]) -> None:
+        """Raise ValueError for (num_frames, height, width) in pixels that some stage cannot hold."""
+        stage_sizes(self.pipe, find_family(self.pipe), self.pyramid, size)
 
     @torch.no_grad()
     def __call__(
@@ -147,7 +157,7 @@ class TunedPipeline:
             told.setdefault("frame_rate", self.config.fps)
         self._check(told, takes)
         frames, high, wide = (told[name] for name in AXIS_NAMES)
-        stage_sizes(self.pipe, find_family(self.pipe), self.pyramid, (frames, high, wide))
+        self.check_size((frames, high, wide))
         if len(self.pyramid) > 1:
             apply_pyramid(self.pipe, self.pyramid, counts)
         told["num_inference_steps"] = sum(counts)

@@ -122,6 +122,7 @@ class Pretrained:
             default_size=[data.frames, data.height, data.width],
             fps=self.fps,
             options=self._options(),
+            per_stage_target=self.config.train.target == "per_stage",
         )
         return TunedPipeline(self.pipe, network, told, device=self.device)
 
