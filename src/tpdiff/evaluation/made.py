@@ -127,6 +127,8 @@ def model_clips(
     if isinstance(pipeline, PyramidPipeline):
         pipeline.set_progress_bar_config(disable=True)
         solver = solver or "euler"
+    else:
+        pipeline.check_options([] if solver is None else ["solver"])
     split_steps(steps, len(pipeline.pyramid))
     pipeline.check_size(geometry[:3])
     entries = [clip.source.entry for clip in itertools.islice(itertools.cycle(like), count)]

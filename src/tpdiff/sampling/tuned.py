@@ -155,7 +155,7 @@ class TunedPipeline:
             told["negative_prompt"] = [negative_prompt] * len(prompts)
         if "frame_rate" in takes:
             told.setdefault("frame_rate", self.config.fps)
-        self._check(told, takes)
+        self.check_options(told)
         frames, high, wide = (told[name] for name in AXIS_NAMES)
         self.check_size((frames, high, wide))
         if len(self.pyramid) > 1:
@@ -181,9 +181,11 @@ class TunedPipeline:
             stock_class(self.pipe).save_lora_weights(str(_adapter_folder(place, name)), **layers)  # type: ignore[attr-defined]
         (place / TOLD).write_text(json.dumps(asdict(told), indent=1))
 
-    def _check(self, told: Collection[str], takes: Collection[str]) -> None:
-        """Refuse what the stock pipeline is not asked for, and a picture that is missing."""
-        kind = stock_class(self.pipe).__name__
+    def check_options(self, told: Collection[str]) -> None:
+        """Raise ValueError for the name of an argument that the stock pipeline does not take, and for a picture that
+        is missing."""
+        stock = stock_class(self.pipe)
+        kind, takes = stock.__name__, inspect.signature(stock.__call__).parameters
         if "solver" in told:
             scheduler = self.pipe.scheduler
             own = getattr(scheduler, "base", scheduler)
