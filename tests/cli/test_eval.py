@@ -182,7 +182,29 @@ def test_only_i3d_is_called_fvd(real, made, cache, tmp_path):
     values, _ = figures(real, made, "--features", tmp_path / "i3d.pt", "--cache-dir", cache)
     assert "frechet_distance" not in values
     assert values["protocol"]["features"]["dimensions"] == 400
-    assert np.isfinite(values["FVD"]["value"])
+    assert np.isfinite(values["FVD"]["value"]) and np.isfinite(values["kernel_distance_i3d"])
+    assert "kernel_distance" not in values
+
+
+def videomae(folder, frames):
+    """A tiny one of random weights."""
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    VideoMAEModel(VideoMAEConfig(num_frames=frames, num_attention_heads=2, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_videomae_has_its_own_name(real, made, cache, tmp_path):
+    values, _ = figures(real, made, "--features", videomae(tmp_path, 8), "--cache-dir", cache)
+    features = values["protocol"]["features"]
+    name = f"videomae_{features['digest'][:12]}"
+    assert {"FVD", "frechet_distance", "kernel_distance"}.isdisjoint(values) and features["dimensions"] == 16
+    assert np.isfinite([values[f"frechet_distance_{name}"]["value"], values[f"kernel_distance_{name}"]]).all()
+    code, out, err = call("eval", real, made, "--features", tmp_path, "--cache-dir", cache, "--rounds", 20)
+    assert code == 0, err
+    assert out.partition("protocol")[0].count(features["digest"][:12]) == 2
 
 
 def refused(*arguments):
@@ -204,6 +226,10 @@ def test_refusals(real, made, run, cache, tmp_path):
     assert "cannot fill 3 stages" in refused(real, run, "--steps", "2", *there)
     assert "neither a number" in refused(real, run, "--steps", "many", *there)
     assert "no I3D file" in refused(real, made, "--features", tmp_path / "absent.pt", *there)
+    assert "clips of 8 frames do not suit" in refused(real, made, "--features", videomae(tmp_path / "mae", 4), *there)
+    assert "holds no model" in refused(real, made, "--features", made, *there)
+    (tmp_path / "text.pt").write_text("no weights")
+    assert "neither TorchScript nor" in refused(real, made, "--features", tmp_path / "text.pt", *there)
     assert "size '16' is not HEIGHTxWIDTH" in refused(real, made, "--size", "16", *there)
     shutil.copytree(made, tmp_path / "broken")
     whole = (tmp_path / "broken" / "00004.mp4").read_bytes()

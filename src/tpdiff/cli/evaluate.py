@@ -28,7 +28,12 @@ def evaluate(
     clips: Annotated[int | None, typer.Option(min=2, help="Real and made clips; all there are if not given.")] = None,
     split: Annotated[str, typer.Option(help="Split of the real clips; 'all' divides all videos into halves.")] = "test",
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of clips, the first sample and the intervals.")] = 0,
-    features: Annotated[Path | None, typer.Option(help="An I3D file (TorchScript): the distance is then FVD.")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="An I3D file (TorchScript, safetensors, .pt): the distance is then FVD. Or a VideoMAE folder."
+        ),
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; as the model or the videos have.")] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as the model or the videos have.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second; as the model, else each file's own.")] = None,
@@ -141,14 +146,15 @@ def _tell(quality: Quality, made: Path) -> None:
     from rich.table import Table
 
     console = Console()
-    distance, name = quality.distance, quality.distance_name.replace("_", " ")
+    distance = quality.distance
+    name, kernel = (name.replace("_", " ") for name in (quality.distance_name, quality.kernel_name))
     table = Table(title=f"{made}: {quality.clips} clips against {quality.real_clips} real ones", title_justify="left")
     for column in ("", "made", "95 %", "real"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(
         name, f"{distance.value:.4g}", f"{distance.low:.4g} ... {distance.high:.4g}", f"{quality.floor:.4g} (floor)"
     )
-    table.add_row("kernel distance", f"{quality.kernel_distance:.4g}", "", f"{quality.kernel_floor:.4g} (floor)")
+    table.add_row(kernel, f"{quality.kernel_distance:.4g}", "", f"{quality.kernel_floor:.4g} (floor)")
     for key, means in quality.figures.items():
         table.add_row(key.replace("_", " "), f"{means['made']:.4g}", "", f"{means['real']:.4g}")
     for key, shares in quality.accuracy.items():

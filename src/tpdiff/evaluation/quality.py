@@ -32,7 +32,7 @@ class Quality:
     """An evaluation.
 
     Attributes:
-        distance_name: "FVD" for I3D features, else "frechet_distance".
+        distance_name, kernel_name: what the two distances are called over the features; see `FeatureSet`.
         distance: with its 95 % bootstrap interval.
         floor: the same distance of so many real clips of the training split (`Reference.floor_at`).
         floor_clips: how many these were: fewer than made clips where the training split has no more.
@@ -47,6 +47,7 @@ class Quality:
     """
 
     distance_name: str
+    kernel_name: str
     distance: Interval
     floor: float
     floor_clips: int
@@ -60,10 +61,10 @@ class Quality:
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; the distance stands under its name."""
+        """JSON values; the distances stand under their names."""
         values = asdict(self)
-        name = values.pop("distance_name")
-        return {name: values.pop("distance")} | values
+        distance, kernel = values.pop("distance_name"), values.pop("kernel_name")
+        return {distance: values.pop("distance"), kernel: values.pop("kernel_distance")} | values
 
 
 def evaluate(
@@ -114,6 +115,7 @@ def evaluate(
     floor_clips = min(made.count, len(reference.held))
     return Quality(
         distance_name=reference.features.distance,
+        kernel_name=reference.features.kernel,
         distance=frechet_interval(reference.real, features, rounds, seed),
         floor=reference.floor_at(made.count),
         floor_clips=floor_clips,
