@@ -167,6 +167,21 @@ def test_captions_are_judged(real, cache, run):
     assert accuracy["size"]["guess"] >= 0.5 and 0 <= accuracy["size"]["made"] <= 1
 
 
+def tiny_clip(folder):
+    """CLIP of random weights, whose words are letters."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = tower | {"vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    options = {"text_config": text, "vision_config": tower | {"image_size": 16, "patch_size": 8}, "projection_dim": 8}
+    CLIPModel(CLIPConfig(**options, initializer_factor=20.0)).save_pretrained(folder)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]).save_pretrained(folder)
+    return folder
+
+
 class Scores(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -205,6 +220,25 @@ def test_videomae_has_its_own_name(real, made, cache, tmp_path):
     code, out, err = call("eval", real, made, "--features", tmp_path, "--cache-dir", cache, "--rounds", 20)
     assert code == 0, err
     assert out.partition("protocol")[0].count(features["digest"][:12]) == 2
+
+
+def test_clips_are_compared_with_their_captions(real, made, cache, tmp_path):
+    """Real clips against themselves are as like their captions; without captions nothing is compared."""
+    clip = ("--clip", tiny_clip(tmp_path / "clip"), "--cache-dir", cache)
+    shutil.copytree(real / "test", tmp_path / "made")
+    rows = [json.loads(line) for line in (real / "metadata.jsonl").read_text().splitlines()]
+    rows = [row | {"file_name": row["file_name"].removeprefix("test/")} for row in rows if "test/" in row["file_name"]]
+    told = tmp_path / "made" / "metadata.jsonl"
+    told.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values, _ = figures(real, tmp_path / "made", *clip)
+    name = f"clip_similarity_{values['protocol']['captions']['digest'][:12]}"
+    shown = values["figures"][name]
+    assert shown["real"] == pytest.approx(shown["made"], abs=1e-6) and -1 < shown["made"] < 1
+    told.write_text("".join(json.dumps(row | {"caption": "nothing of the kind"}) + "\n" for row in rows))
+    other, _ = figures(real, tmp_path / "made", *clip)
+    assert other["figures"][name]["made"] != pytest.approx(shown["made"], abs=1e-4)
+    assert other["figures"][name]["real"] == shown["real"]
+    assert "10 of 10 made clips have no caption" in refused(real, made, *clip)
 
 
 def refused(*arguments):

@@ -73,7 +73,7 @@ def test_clips_have_as_many_frames_as_it_was_trained_on(tmp_path):
 
 
 def test_what_is_no_videomae_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no model; features come from 'videomae'"):
+    with pytest.raises(ValueError, match="holds no model; what is needed is 'videomae'"):
         open_features(tmp_path)
     tiny(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -82,14 +82,14 @@ def test_what_is_no_videomae_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"1 absent, such as encoder.layer.1.output.dense.weight"):
         open_features(tmp_path)
     save_file(weights | {name: torch.zeros(3, 3)}, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="no VideoMAE in"):
+    with pytest.raises(ValueError, match="no VideoMAEModel in"):
         open_features(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="no VideoMAE in"):
+    with pytest.raises(ValueError, match="no VideoMAEModel in"):
         open_features(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "vivit"}))
-    with pytest.raises(ValueError, match="holds 'vivit'; features come from 'videomae'"):
+    with pytest.raises(ValueError, match="holds 'vivit'; what is needed is 'videomae'"):
         open_features(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is not JSON"):

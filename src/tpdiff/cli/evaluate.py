@@ -34,6 +34,9 @@ def evaluate(
             help="An I3D file (TorchScript, safetensors, .pt): the distance is then FVD. Or a VideoMAE folder."
         ),
     ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="A CLIP folder: measure too how like their captions clips are.")
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; as the model or the videos have.")] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as the model or the videos have.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second; as the model, else each file's own.")] = None,
@@ -55,6 +58,7 @@ def evaluate(
     from tpdiff.evaluation.quality import evaluate as measure
     from tpdiff.metrics import Reference, open_features
     from tpdiff.metrics.attributes import find_attributes
+    from tpdiff.metrics.captions import CaptionSimilarity
     from tpdiff.metrics.classifier import Classifier
     from tpdiff.models.memory import keep_freed_memory
 
@@ -65,6 +69,7 @@ def evaluate(
     geometry = _override(geometry, frames, size, fps, resize)
     ours = None if sampled else making.folder_clips(made, geometry, clips, seed)
     chosen = open_features(features, device)
+    similarity = None if clip is None else CaptionSimilarity.load(clip, device)
     place = cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tpdiff"
     with _progress() as bar:
         reference = Reference.fit(
@@ -99,7 +104,14 @@ def evaluate(
                 reference.training, geometry, seed=seed, cache_dir=place, progress=bar("training the classifier")
             )
         quality = measure(
-            reference, ours, place, classifier=judge, rounds=rounds, seed=seed, progress=bar("made clips")
+            reference,
+            ours,
+            place,
+            classifier=judge,
+            similarity=similarity,
+            rounds=rounds,
+            seed=seed,
+            progress=bar("made clips"),
         )
     figures = {"real": str(real), "made": str(made)} | quality.as_dict()
     text = json.dumps(figures, indent=2, ensure_ascii=False)

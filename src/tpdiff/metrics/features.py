@@ -154,7 +154,7 @@ def videomae_features(folder: str | Path, device: str | torch.device = "cpu") ->
 
     def compute(videos: Tensor) -> np.ndarray:
         check_videos(videos)
-        sized = (_resized(clip.to(device).transpose(0, 1), encoder.side, "bilinear") / 255 for clip in videos)
+        sized = (resized(clip.to(device).transpose(0, 1), encoder.side, "bilinear") / 255 for clip in videos)
         with torch.inference_mode():
             return np.stack([encoder.pooled(frames).cpu().numpy() for frames in sized])
 
@@ -190,6 +190,14 @@ def check_videos(videos: Tensor) -> None:
         raise ValueError(f"videos must be uint8 (B, 3, T, H, W), got {videos.dtype} {tuple(videos.shape)}")
 
 
+def resized(frames: Tensor, side: int, mode: str) -> Tensor:
+    """uint8 (T, 3, H, W) -> float32 (T, 3, side, side) in [0, 255]."""
+    frames = frames.to(torch.float32)
+    if frames.shape[2:] == (side, side):
+        return frames
+    return functional.interpolate(frames, size=(side, side), mode=mode, antialias=True).clamp(0, 255)
+
+
 @lru_cache(maxsize=2)
 def _efficientnet(device: str) -> torch.nn.Module:
     return load_efficientnet().to(device)
@@ -198,21 +206,13 @@ def _efficientnet(device: str) -> torch.nn.Module:
 def _frames_and_steps(network: torch.nn.Module, clip: Tensor) -> np.ndarray:
     """uint8 (3, T, H, W) -> float32 (T·1280 + (T - 1)·1280,)."""
     device = next(network.parameters()).device
-    frames = _resized(clip.to(device).transpose(0, 1), SIDE, "bicubic")
+    frames = resized(clip.to(device).transpose(0, 1), SIDE, "bicubic")
     frames = ((frames - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
         vectors = network.pooled(frames)  # type: ignore[operator]
     joined = torch.cat([vectors.flatten(), (vectors[1:] - vectors[:-1]).flatten()]).cpu().numpy()
     assert joined.shape == ((2 * clip.shape[1] - 1) * CHANNELS,)
     return joined
-
-
-def _resized(frames: Tensor, side: int, mode: str) -> Tensor:
-    """uint8 (T, 3, H, W) -> float32 (T, 3, side, side) in [0, 255]."""
-    frames = frames.to(torch.float32)
-    if frames.shape[2:] == (side, side):
-        return frames
-    return functional.interpolate(frames, size=(side, side), mode=mode, antialias=True).clamp(0, 255)
 
 
 def _is_script(path: Path) -> bool:
@@ -235,7 +235,7 @@ def _load_script(path: Path, device: torch.device) -> Callable[[Tensor], Any]:
 
 def _scores(network: Callable[[Tensor], Any], clip: Tensor, path: Path) -> np.ndarray:
     """uint8 (1, 3, T, H, W) -> float32 (1, 400)."""
-    frames = _resized(clip[0].transpose(0, 1), I3D_SIDE, "bilinear").transpose(0, 1)[None]
+    frames = resized(clip[0].transpose(0, 1), I3D_SIDE, "bilinear").transpose(0, 1)[None]
     try:
         with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
             scores = network(frames / 127.5 - 1.0)

@@ -1,4 +1,4 @@
-"""VideoMAE (arXiv 2203.12602), from a folder as transformers' save_pretrained writes it."""
+"""VideoMAE (arXiv 2203.12602): what its encoder says of a clip."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from tpdiff.metrics.encoders import colours, load_encoder
 from tpdiff.models.digest import weights_digest
 
-KIND = "videomae"
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the published weights expect
-PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # colours that the published weights expect
 
 
 @dataclass(frozen=True)
@@ -43,40 +41,17 @@ class VideoMAE:
 
 
 def load_videomae(folder: Path) -> VideoMAE:
-    """The encoder in a folder (safetensors), of a pretrained or of a fine-tuned model; a head or a decoder beside it
-    is left out. Colours are normalised as the folder's image processor says, else by ImageNet's statistics.
+    """The encoder in a folder, of a pretrained or of a fine-tuned model. Colours are normalised as the folder's image
+    processor says, else by ImageNet's statistics.
 
     Raises:
         ValueError: no VideoMAE there, or not all of its weights.
     """
-    from transformers import VideoMAEModel
-
-    kind = _read(folder / "config.json").get("model_type")
-    if kind != KIND:
-        raise ValueError(f"{folder} holds {'no model' if kind is None else repr(kind)}; features come from {KIND!r}")
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "dtype": torch.float32}
-    try:
-        loaded: Any = VideoMAEModel.from_pretrained(str(folder), output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"no VideoMAE in {folder}: {' '.join(str(error).split())}") from error
-    network, report = loaded
-    if absent := report["missing_keys"]:
-        raise ValueError(f"{folder} does not hold VideoMAE's weights: {len(absent)} absent, such as {min(absent)}")
-    config = network.config
-    side, processor = config.image_size, next(filter(None, (_read(folder / name) for name in PROCESSORS)), {})
+    network = load_encoder(folder, "videomae", "VideoMAEModel")
+    config, (mean, deviation) = network.config, colours(folder, IMAGENET)
+    side = config.image_size
     if not isinstance(side, int) or config.num_channels != 3:
         raise ValueError(f"{folder} takes {config.num_channels} channels of {side} pixels; nearest: 3, of a square")
-    mean, deviation = (
-        tuple(processor.get(key, known)) for key, known in (("image_mean", MEAN), ("image_std", DEVIATION))
-    )
-    told = json.dumps([config.num_attention_heads, config.hidden_act, config.layer_norm_eps, config.tubelet_size])
-    digest = weights_digest(network, told, json.dumps([config.num_frames, side, mean, deviation]))
-    return VideoMAE(network.eval().requires_grad_(False), digest, config.num_frames, side, mean, deviation)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file's values; of one that is absent none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    told = [config.num_attention_heads, config.hidden_act, config.layer_norm_eps, config.tubelet_size]
+    digest = weights_digest(network, json.dumps([*told, config.num_frames, side, mean, deviation]))
+    return VideoMAE(network, digest, config.num_frames, side, mean, deviation)
