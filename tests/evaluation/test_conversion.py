@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
+from tpdiff.evaluation.budget import steps_within
 from tpdiff.evaluation.conversion import load_conversion
 from tpdiff.evaluation.conversion_page import improvement, loss_bound, write_page
-from tpdiff.evaluation.conversion_run import FEWER, FREE, ORIGINAL, ConversionDesk, run_conversion, steps_within
+from tpdiff.evaluation.conversion_run import FEWER, FREE, ORIGINAL, ConversionDesk, run_conversion
 from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.study import make_data, read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import torch
 
 from tpdiff.data import ClipDataset
+from tpdiff.evaluation.budget import operations, steps_within, warm_up
 from tpdiff.evaluation.conversion import ConversionStudy
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.latency import count_flops, measure
 from tpdiff.evaluation.samples import Sampling, sample_batch, sampler
 from tpdiff.evaluation.study import read_result, write_result
-from tpdiff.evaluation.study_run import Interrupted, noise_seed, operations, provenance, warm_up
+from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import TunedPipeline
 from tpdiff.training.checkpoint import write_pipeline
@@ -115,24 +115,6 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     result["done"] = True
     keep()
     return result
-
-
-def steps_within(config: Config, out: Path, budget: float, dataset: ClipDataset) -> tuple[int, list[int]]:
-    """How many optimizer steps of a run cost at most `budget` operations, and those of a clip at each stage.
-
-    Raises:
-        ValueError: not even one.
-    """
-    trainer = Trainer(config, out, dataset=dataset, dry=True)
-    flops, mix, total = warm_up(trainer), trainer.mix, 0
-    for step in count():
-        stages = [k for micro in range(config.train.accumulation) for k in mix.stages(step, micro)]
-        total += sum(flops[k] * mix.clips[k] for k in stages)
-        if total > budget:
-            if step == 0:
-                raise ValueError(f"one step costs {total:.3g} operations, the budget is {budget:.3g}")
-            return step, flops
-    raise AssertionError
 
 
 def _train_original(

@@ -2,27 +2,19 @@
 
 import datetime
 import shutil
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tpdiff.data import collate
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
+from tpdiff.evaluation.budget import operations, warm_up
 from tpdiff.evaluation.judge import Judge
-from tpdiff.evaluation.latency import count_flops
 from tpdiff.evaluation.samples import Sampling, sampler
 from tpdiff.evaluation.study import Study, read_result, write_result
-from tpdiff.training.clean import clean_pair
-from tpdiff.training.objective import stage_loss
 from tpdiff.training.progress import Status
-from tpdiff.training.randomness import sample_generators
 from tpdiff.training.section import Section
-from tpdiff.training.trainee import Told
 from tpdiff.training.trainer import Trainer
 
 Tell = Callable[[str, Status], None]
@@ -143,50 +135,6 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     result["done"] = True
     write_result(path, result)
     return result
-
-
-def warm_up(trainer: Trainer) -> list[int]:
-    """Operations of training on one clip at each stage, finest first, counted by running a micro-batch of it once.
-
-    Latents that are kept are encoded now. All the memory that training will use is touched, so that the first slice
-    does not pay for it; the weights stay.
-    """
-    trainer.latents.encode_ahead(trainer.dataset)
-    sizes = trainer.mix.clips
-    counts = [count_flops(_stage_pass(trainer, stage, size)) // size for stage, size in enumerate(sizes)]
-    trainer.network.zero_grad(set_to_none=True)
-    return counts
-
-
-def operations(trainer: Trainer, flops: Sequence[int]) -> int:
-    """Those of all training so far, from those of a clip at each stage, finest first."""
-    seen = Counter(stage for _, _, stage, _ in trainer.losses)
-    return sum(flops[stage] * trainer.mix.clips[stage] * count for stage, count in seen.items())
-
-
-def _stage_pass(trainer: Trainer, stage: int, size: int) -> Callable[[], None]:
-    """A forward and backward pass of so many clips at a stage, all else done beforehand."""
-    batch = collate([trainer.dataset[i] for i in range(size)])
-    latents = trainer.latents.of_batch(batch)
-    told = Told(batch["caption"], batch.get("video"), latents, sample_generators(trainer.config.seed, batch["index"]))
-    denoise = trainer.trainee.denoiser(trainer.wrapped, told)
-
-    def step() -> None:
-        with trainer.accelerator.autocast():
-            clean, coarse = clean_pair(trainer.pyramid, latents, stage)
-            part = stage_loss(
-                denoise,
-                trainer.trainee.convention,
-                clean,
-                coarse,
-                stage,
-                batch["caption"],
-                trainer.config.train,
-                torch.Generator().manual_seed(stage),
-            )
-        part.loss.backward()
-
-    return step
 
 
 def provenance(study: Section) -> dict[str, Any]:
