@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import TunedPipeline
+from tpdiff.training.config import Config
 from tpdiff.training.trainer import Trainer
 
 AnyPipeline = PyramidPipeline | TunedPipeline
@@ -33,7 +34,12 @@ class Sampling:
 
 def sampler(trainer: Trainer) -> Any:
     """A pipeline over a copy of the averaged weights, in the precision it was trained in."""
-    return trainer.pipeline().lowered(torch.bfloat16 if trainer.config.train.precision == "bf16" else torch.float32)
+    return trainer.pipeline().lowered(precision(trainer.config))
+
+
+def precision(config: Config) -> torch.dtype:
+    """What a model trained so is sampled in."""
+    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
 
 
 def sampled_clips(
