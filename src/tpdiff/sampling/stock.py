@@ -46,7 +46,8 @@ def is_hollow(network: nn.Module) -> bool:
 
 
 def _hollow_parts(folder: Path, dtype: Dtypes, hollow: Callable[[str], bool]) -> dict[str, nn.Module]:
-    parts, index = {}, dict(DiffusionPipeline.load_config(str(folder)))  # type: ignore[arg-type]
+    index: Any = DiffusionPipeline.load_config(str(folder))
+    parts: dict[str, nn.Module] = {}
     for name, saved in index.items():
         kind = _network_class(*saved) if isinstance(saved, list) and len(saved) == 2 else None
         if kind is not None and hollow(name):

@@ -82,6 +82,13 @@ def make_shards(
             process.join()
 
 
+def usual_workers(config: Config) -> int:
+    """How many processes encode where nobody says: one a core; one a GPU, or one, for a pretrained pipeline, of which
+    each process holds the encoders.
+    """
+    return (os.cpu_count() or 1) if config.pretrained is None else max(1, torch.cuda.device_count())
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Sums in one order, so that the same clip gives the same bits on any number of cores."""

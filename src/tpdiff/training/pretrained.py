@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
+from accelerate.utils import set_seed
 from peft import LoraConfig as PeftConfig
 from PIL import Image
 from torch import Tensor, nn
@@ -175,6 +176,7 @@ class Pretrained:
                 some = next(iter(dict(network.named_parameters())))
                 raise ValueError(f"no parameter of {self.name} is named like {', '.join(patterns)}; one is {some}")
         else:
+            set_seed(self.config.seed)  # whatever was drawn while the pipeline was opened
             stages = range(len(self.convention.pyramid)) if self.wanted.lora.per_stage else [None]
             for stage in stages:
                 _add_adapter(network, self.name, self.wanted.lora, adapter_name(stage))
