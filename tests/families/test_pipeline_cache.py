@@ -1,4 +1,4 @@
-"""Caches of real pipelines with tiny random weights: what trains on them, without which weights, and what is refused."""
+"""Caches of real pipelines with tiny random weights: what trains on them, with which weights, and what is refused."""
 
 import json
 import shutil
@@ -40,10 +40,9 @@ def cached(tmp_path_factory):
     return make
 
 
-@pytest.fixture
-def losses():
+def losses(run):
     """The losses of a run, without its times."""
-    return lambda run: [point[1:] for point in run.losses]
+    return [point[1:] for point in run.losses]
 
 
 def dropout(case):
@@ -52,7 +51,7 @@ def dropout(case):
 
 
 @pytest.mark.parametrize(("name", "stages"), [*PAIRS, *(pytest.param(*one, marks=pytest.mark.slow) for one in REST)])
-def test_shards_train_a_pipeline_as_its_videos_do(name, stages, tuning, cached, losses, tmp_path):
+def test_shards_train_a_pipeline_as_its_videos_do(name, stages, tuning, cached, tmp_path):
     case = find_case(name)
     config = tuning(case, *ONE_CLIP, dropout(case), f"data.stages={stages}")
     of_shards = cached(config)
@@ -65,7 +64,7 @@ def test_shards_train_a_pipeline_as_its_videos_do(name, stages, tuning, cached, 
     assert {n for n, p in parts(run.trainee.pipe).items() if is_hollow(p)} == encoders >= {"vae", "text_encoder"}
 
 
-def test_what_trained_on_shards_is_resumed_saved_and_sampled(tuning, cached, losses, tmp_path):
+def test_what_trained_on_shards_is_resumed_saved_and_sampled(tuning, cached, tmp_path):
     config = cached(tuning(find_case("wan"), *ONE_CLIP, dropout(find_case("wan")), **LORA))
     whole = trained(config, tmp_path / "whole")
     first = config.model_copy(update={"train": config.train.model_copy(update={"steps": 1})})
