@@ -13,7 +13,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
@@ -25,6 +24,7 @@ from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.apply import apply_pyramid, remove_pyramid, stock_class
+from tpdiff.sampling.stock import is_hollow, load_stock
 from tpdiff.schedulers import PyramidScheduler
 
 TOLD = "tpdiff.json"
@@ -162,6 +162,8 @@ class TunedPipeline:
             apply_pyramid(self.pipe, self.pyramid, counts)
         told["num_inference_steps"] = sum(counts)
         parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        if any(map(is_hollow, parts)):
+            raise ValueError("this pipeline was opened without what encodes and decodes: save it and load that")
         device = self.pipe._execution_device if self.device is None else self.device
         lower = torch.autocast(device.type, self.dtype) if self.dtype is not None else contextlib.nullcontext()
         with moved(() if self.device is None else parts, device), lower, _staged_adapters(self):
@@ -222,18 +224,6 @@ def load_tuned(folder: Path, dtype: torch.dtype = torch.float32) -> TunedPipelin
     for name in told.adapters:
         pipe.load_lora_weights(str(_adapter_folder(folder, name)), adapter_name=name, **second)
     return TunedPipeline(pipe, getattr(pipe, told.component), told)
-
-
-def load_stock(path: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A diffusers pipeline from a folder or the hub, safetensors only.
-
-    Raises:
-        ValueError: none is there.
-    """
-    try:
-        return DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no diffusers pipeline in {path!r}: {' '.join(str(error).split())}") from error
 
 
 def adapter_name(stage: int | None) -> str:
