@@ -2,7 +2,7 @@
 
     python benchmarks/conversion.py configs/conversion-wan.yaml [--seed N]
 
-Records the clips and, once a seed, trains an original to its plateau, converts it in every way
+Records the clips, trains an autoencoder, and, once a seed, trains an original to its plateau, converts it in every way
 that the file lists, and judges all of them, with the controls, by the same real clips. It writes the page
 docs/results/<study>/README.md. Ctrl-C ends it at the next step; the same command goes on.
 """
@@ -18,17 +18,21 @@ from pathlib import Path
 from originals import ORIGINALS, Original
 
 from tpdiff.data import DataError
-from tpdiff.evaluation.conversion import load_conversion
+from tpdiff.evaluation.conversion import AutoencoderPart, load_conversion
 from tpdiff.evaluation.conversion_page import finished, write_page
 from tpdiff.evaluation.conversion_run import ConversionDesk, run_conversion
 from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.study import make_data
 from tpdiff.evaluation.study_run import Interrupted
+from tpdiff.recipes import recipe_path
+from tpdiff.training.autoencoder import AutoencoderTrainer
+from tpdiff.training.autoencoder_config import AutoencoderConfig, load_recipe
 from tpdiff.training.checkpoint import write_pipeline
 from tpdiff.training.progress import ProgressReport
 from tpdiff.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
+QUALITY = "quality.json"  # the last thing that the training of an autoencoder writes
 
 
 def main() -> int:
@@ -45,9 +49,10 @@ def main() -> int:
         work, results = args.work / study.name, args.results / study.name
         data = make_data(study.data, work / "data")
         with ProgressReport(study.name) as report:
+            autoencoder = _autoencoder(study.original.autoencoder, work, report)
 
             def build_base(seed: int, folder: Path) -> None:
-                write_pipeline(folder, build_original(study.original.network, study.original.autoencoder, seed))
+                write_pipeline(folder, build_original(study.original.network, autoencoder, seed))
 
             judge = open_judge(study.original_config(data, work, study.seeds[0]), work / "cache")
             desk = ConversionDesk(study, data, work, results, judge, build_base, say=_say)
@@ -72,11 +77,29 @@ def _named(kind: str) -> Original:
     return ORIGINALS[kind]
 
 
+def _autoencoder(part: AutoencoderPart, work: Path, report: ProgressReport) -> str:
+    """The folder of the trained autoencoder."""
+    out = work / "autoencoder"
+    if not (out / QUALITY).is_file():
+        data = make_data(part.data, work / "autoencoder-data")
+        config = load_recipe(recipe_path(part.recipe), [f"data.path={data}"])
+        assert isinstance(config, AutoencoderConfig)
+        trainer = AutoencoderTrainer(config, out, resume=(out / "config.yaml").exists())
+        _stop_with(trainer)
+        trainer.run(report)
+        trainer.save()
+        if trainer.stop_requested:
+            raise Interrupted
+        quality = trainer.quality()
+        _say(f"autoencoder: {quality.line() if quality else 'nothing held out'}")
+    return str(out)
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _stop_with(trainer: Trainer) -> None:
+def _stop_with(trainer: Trainer | AutoencoderTrainer) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: trainer.request_stop())
 

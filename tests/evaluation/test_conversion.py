@@ -29,7 +29,7 @@ TINY = {
     "data": {"kind": "digits", "clips": 280, "frames": 9},
     "original": {
         "kind": "wan",
-        "autoencoder": "autoencoder",
+        "autoencoder": {"recipe": "wan-autoencoder-doom", "data": {"clips": 8, "frames": 17}},
         "network": {
             "num_attention_heads": 1,
             "attention_head_dim": 12,

@@ -14,19 +14,26 @@ from tpdiff.training.section import Section
 BUDGET = 0.1
 
 
+class AutoencoderPart(Section):
+    """What encodes the original's clips: the recipe that trains it, and on which clips, apart from the study's."""
+
+    recipe: str
+    data: StudyData
+
+
 class OriginalPart(Section):
     """The model that is to be converted, trained from random weights by `ConversionStudy.run` without stages.
 
     Attributes:
         kind: which pipeline it is; the benchmark knows how to build it.
         network: arguments of its network.
-        autoencoder: the folder of its autoencoder, trained on other clips than the study's.
+        autoencoder: its autoencoder, trained first, once for all seeds.
         overrides: changes of `run`, `section.key=value`.
     """
 
     kind: str
     network: dict[str, Any] = Field(default_factory=dict)
-    autoencoder: str
+    autoencoder: AutoencoderPart
     overrides: list[str] = Field(default_factory=list)
 
 
