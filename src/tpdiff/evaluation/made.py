@@ -22,6 +22,7 @@ from tpdiff.metrics.clips import Clip, clips_digest, exact_sources, file_digest,
 from tpdiff.models.conditioning import NoCondition
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
+from tpdiff.sampling.tuned import LORA, TOLD
 
 FOLDER_PART = 16  # clips of a folder that are in memory at a time
 
@@ -135,7 +136,7 @@ def model_clips(
 
     source = {
         "kind": "samples",
-        "weights": _weights_digest(folder),
+        "weights": weights_digest(folder),
         "first_seed": seed,
         "steps": steps if isinstance(steps, int) else list(steps),
         "guidance_scale": guidance_scale,
@@ -155,8 +156,10 @@ def _whole(clip: Clip, geometry: Geometry) -> Tensor:
     return pictures.permute(3, 0, 1, 2).contiguous()
 
 
-def _weights_digest(folder: Path) -> str:
-    """SHA-256 over what a pipeline is loaded from; the state of training beside it does not count."""
-    files = [folder / "model_index.json", *sorted(folder.glob("*/*.safetensors")), *sorted(folder.glob("*/*.json"))]
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over what a pipeline is loaded from; the state of training beside it does not count, nor does a stock
+    pipeline elsewhere that it was trained from."""
+    told = [folder / name for name in ("model_index.json", TOLD, LORA) if (folder / name).is_file()]
+    files = [*told, *sorted(folder.glob("*/*.safetensors")), *sorted(folder.glob("*/*.json"))]
     lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
