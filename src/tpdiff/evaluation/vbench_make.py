@@ -13,7 +13,7 @@ import torch
 from tpdiff.data import write_video
 from tpdiff.evaluation.vbench_set import Video, VideoSet, write_set
 
-ASIDE = ".making.mp4"  # beside the folders that VBench reads, which hold videos of the set alone
+ASIDE = "unfinished.mp4"  # beside the folders that VBench reads, which hold videos of the set alone
 CALL = ("steps", "guidance_scale", "negative_prompt", "solver", "num_frames", "height", "width")
 
 
@@ -36,7 +36,7 @@ def make_videos(
     """
     folder = Path(folder)
     pipeline.conditioner.check(sorted({video.prompt for video in wanted.videos}))
-    for stray in folder.glob(f".{Path(ASIDE).stem}*.mp4"):
+    for stray in folder.glob(f"*{ASIDE.removesuffix('.mp4')}*.mp4"):
         stray.unlink()
     made, written = 0, False
     for first in range(0, len(wanted.videos), wanted.sampling["batch"]):

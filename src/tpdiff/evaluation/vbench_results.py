@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tpdiff.evaluation.vbench import SUITES, TOTAL, Suite
-from tpdiff.evaluation.vbench_set import RESULTS, STANDARD, VideoSet, read_set
-from tpdiff.metrics.clips import file_digest
+from tpdiff.evaluation.vbench_set import RESULTS, STANDARD, VideoSet, digest_of, read_set
 
 PATTERN = "*_eval_results.json"
 SHOWN = 5  # names in a message
@@ -102,7 +101,7 @@ def read_results(folder: str | Path, results: Sequence[str | Path] = ()) -> Meas
             "prompts": videos.prompts,
             "sampling": videos.sampling,
             "videos": len(videos.videos),
-            "results": {str(path): file_digest(path) for path in files},
+            "results": {str(path): digest_of(path) for path in files},
         },
         scores,
         missing,
@@ -166,7 +165,7 @@ def _withheld(
             continue
         lacking = [f"{dimension}: {missing[dimension]}" for dimension in group if dimension in missing]
         partly = [d for d in group if d in scores and scores[d].absent and d not in suite.sparse]
-        why[name] = "; ".join([*lacking, *(f"{d}: {len(scores[d].absent)} videos missing" for d in partly)])
+        why[name] = "; ".join([*lacking, *(f"{d}: missing {_some(scores[d].absent)}" for d in partly)])
     if why:
         why[TOTAL] = f"needs {' and '.join(why)}"
     return why

@@ -69,11 +69,6 @@ class VideoSet:
         wanted = (video for video in self.videos if self.dimensions[dimension] in video.folders)
         return tuple(video.name for video in wanted if most is None or video.index < most)
 
-    def missing(self, folder: Path) -> list[str]:
-        """Videos that are not there, by their paths relative to the set's folder."""
-        places = (f"{place}/{video.name}" for video in self.videos for place in video.folders)
-        return [place for place in places if not (folder / place).is_file()]
-
 
 def standard_set(path: str | Path, dimensions: Collection[str] = (), seed: int = 0) -> VideoSet:
     """What a suite's own prompts take. A prompt that stands in several folders has the same videos in all of them.
@@ -99,7 +94,7 @@ def standard_set(path: str | Path, dimensions: Collection[str] = (), seed: int =
             wanted[name] = replace(before, folders=(*before.folders, named[0]))
         _check_name(f"{stem}-{index}.mp4", path)
     videos = _kept(wanted.values(), set(chosen.values()))
-    return VideoSet(suite.name, STANDARD, _told(path), chosen, videos)
+    return VideoSet(suite.name, STANDARD, _origin(path), chosen, videos)
 
 
 def custom_set(
@@ -129,7 +124,7 @@ def custom_set(
         for n, prompt in enumerate(prompts)
         for index in range(count)
     )
-    return VideoSet(suite.name, CUSTOM, _told(path), chosen, made)
+    return VideoSet(suite.name, CUSTOM, _origin(path), chosen, made)
 
 
 def info_file(path: str | Path) -> Path:
@@ -197,6 +192,11 @@ def continued(folder: Path, plan: Callable[[Collection[str]], VideoSet], dimensi
     return plan([*before.dimensions, *wanted.dimensions])
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a small file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def script(wanted: VideoSet) -> str:
     """A shell script that measures a set in VBench's own environment, dimension by dimension."""
     given = (
@@ -239,9 +239,10 @@ def _read_info(path: Path) -> tuple[Suite, list[Entry]]:
         raise ValueError(f"{path} holds no list of prompts with their dimensions, as {VBENCH.info} does")
     entries: list[Entry] = []
     for number, value in enumerate(values):
-        prompt, named = (value.get(k) for k in ("prompt_en", "dimension")) if isinstance(value, dict) else (None, None)
-        texts = isinstance(named, list) and bool(named) and all(isinstance(name, str) for name in named)
-        if not isinstance(prompt, str) or not prompt or not texts:
+        told = value if isinstance(value, dict) else {}
+        prompt, named = told.get("prompt_en"), told.get("dimension")
+        texts = isinstance(named, list) and all(isinstance(name, str) for name in named)
+        if not (isinstance(prompt, str) and prompt and named and texts):
             raise ValueError(f'{path}: entry {number} is not {{"prompt_en": text, "dimension": [names], ...}}')
         entries.append((prompt, tuple(named)))
     suite = next((s for s in SUITES.values() if entries[0][1][0] in s.dimensions), VBENCH)
@@ -284,8 +285,8 @@ def _check_name(name: str, path: Path) -> None:
         )
 
 
-def _told(path: Path) -> dict[str, str]:
-    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+def _origin(path: Path) -> dict[str, str]:
+    return {"file": path.name, "sha256": digest_of(path)}
 
 
 def _json(value: Any) -> str:
