@@ -105,6 +105,22 @@ def test_sampling_keeps_to_the_pipelines_ways(run, tmp_path):
     assert not (tmp_path / "no.mp4").exists()
 
 
+def test_videos_for_vbench(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a small red cat runs\nthe cat/the ball\n")
+    asked = ["vbench", "make", run(WAN, steps=1, **LORA), "--prompts", tmp_path / "prompts.txt", "--num-videos", 1]
+    asked += ["--steps", "1,1,1", "--device", "cpu", "--json"]
+    message = refused(*asked, "--solver", "heun", "--out", tmp_path / "set")
+    assert "WanPipeline has no solver to choose" in message and not (tmp_path / "set").exists()
+    code, _, err = call(*asked, "--out", tmp_path / "set")
+    assert code == 0, err
+    assert [size_of(path) for path in sorted((tmp_path / "set" / "videos").iterdir())] == [WAN.narrow] * 2
+    told = json.loads((tmp_path / "set" / "vbench.json").read_text())["sampling"]
+    assert (told["num_frames"], told["height"], told["width"]) == WAN.narrow and told["guidance_scale"] is None
+    for path in (tmp_path / "run").rglob("pytorch_lora_weights.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert "holds another set: weights is" in refused(*asked, "--out", tmp_path / "set")
+
+
 def test_prompts_must_be_text(run):
     pipeline = PyramidPipeline.from_pretrained(run(WAN, "train.method=vanilla", steps=1))
     for prompt in (3, ["a", 3], b"a"):

@@ -142,7 +142,7 @@ def model_clips(
 
     source = {
         "kind": "samples",
-        "weights": _weights_digest(folder),
+        "weights": weights_digest(folder),
         "first_seed": seed,
         "steps": steps if isinstance(steps, int) else list(steps),
         "guidance_scale": guidance_scale,
@@ -162,11 +162,11 @@ def _whole(clip: Clip, geometry: Geometry) -> Tensor:
     return pictures.permute(3, 0, 1, 2).contiguous()
 
 
-def _weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
     """SHA-256 over what a pipeline is loaded from; the state of training beside it does not count."""
     patterns = ("model_index.json", TOLD, LORA, "*/*.safetensors", "*/*.json")
     files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
     lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}" for file in files]
     if (folder / TOLD).is_file() and (base := json.loads((folder / TOLD).read_text())["base"]) != HERE:
-        lines.append(_weights_digest(Path(base)) if Path(base).is_dir() else base)
+        lines.append(weights_digest(Path(base)) if Path(base).is_dir() else base)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
