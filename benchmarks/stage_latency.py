@@ -1,0 +1,153 @@
+"""How long sampling takes by the number of temporal stages (TPDiff's Table 1), resumable.
+
+    OMP_NUM_THREADS=1 python benchmarks/stage_latency.py [configs/stage-latency.yaml] [--device cuda] [--results DIR]
+
+For each model and number of stages it times diffusers' pipeline, plain and pyramidal, in turns on random weights
+(`tpdiff bench`), and writes the page docs/results/stage-latency/<device>/README.md. Nothing else should run. Whatever
+is finished is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from tpdiff.evaluation import machine
+from tpdiff.evaluation.bench import bench
+from tpdiff.evaluation.markdown import machine_line, number, table
+from tpdiff.evaluation.study import read_result, write_result
+from tpdiff.families.models import find_published
+from tpdiff.models.memory import keep_freed_memory
+from tpdiff.training.section import Section
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Size(Section):
+    """Of a model: pixels, and how much of its network is kept; None: as published."""
+
+    size: tuple[int, int, int]
+    layers: int | None = None
+    hidden: int | None = None
+
+
+class Table(Section):
+    """What is timed.
+
+    Attributes:
+        name: of its folder.
+        title: of its page.
+        steps: of every sampling, in all; stages share them evenly.
+        stages: numbers of stages, each halving the frames.
+        rounds: timed rounds, plain and pyramidal in turns.
+        cpu, cuda: models by their published names, at the size that such a device is timed at.
+    """
+
+    name: str
+    title: str
+    steps: int = Field(30, ge=4)
+    stages: list[int] = Field(min_length=1)
+    rounds: int = Field(3, ge=3)
+    cpu: dict[str, Size]
+    cuda: dict[str, Size]
+
+
+def main() -> int:
+    """Run what is asked for; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, nargs="?", default=ROOT / "configs" / "stage-latency.yaml")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="for what is finished")
+    args = parser.parse_args()
+    keep_freed_memory()
+    try:
+        wanted = Table.model_validate(yaml.safe_load(args.table.read_text()))
+        results = args.results / wanted.name / args.device
+        rows = [
+            row
+            for name, size in _sizes(wanted, args.device).items()
+            for row in _timed(wanted, args.device, name, size, results)
+        ]
+    except ValidationError as error:
+        print(f"error: {args.table}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"page: {_page(wanted, rows, results, f'python {shlex.join(sys.argv)}')}", file=sys.stderr)
+    return 0
+
+
+def _sizes(wanted: Table, device: str) -> dict[str, Size]:
+    return wanted.cpu if device == "cpu" else wanted.cuda
+
+
+def _timed(wanted: Table, device: str, name: str, size: Size, results: Path) -> list[dict[str, Any]]:
+    """One result a number of stages."""
+    rows = []
+    for stages in wanted.stages:
+        path = results / f"{name}-{stages}.json"
+        row = read_result(path)
+        if not row:
+            print(f"{name}, {stages} stages", file=sys.stderr, flush=True)
+            model = find_published(name).resized(size.layers, size.hidden)
+            measured = bench(
+                model, size.size, "T", stages, wanted.steps, device=device, guidance=False, rounds=wanted.rounds
+            )
+            row = measured.as_dict() | {
+                "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+                "machine": machine.describe(),
+            }
+            write_result(path, row)
+        rows.append(row)
+    return rows
+
+
+def _page(wanted: Table, rows: list[dict[str, Any]], results: Path, command: str) -> Path:
+    made, first = [], rows[0]
+    for row in rows:
+        plain, pyramid = row["rows"]
+        split = "-".join(map(str, row["steps"]))
+        by_round = " / ".join(f"{ratio:.2f}" for ratio in row["speedup_by_round"])
+        ratios = [f"{row['speedup']:.2f} ({by_round})", f"{row['planned_speedup']:.2f}", f"{row['reached']:.1%}"]
+        times = [number(plain["median"]), number(pyramid["median"])]
+        made.append(
+            [row["model"], str(len(row["stages"])), split, number(row["plain_seconds_per_step"]), *times, *ratios]
+        )
+    heads = ["model", "stages", "steps", "full-size step, s", "plain, s", "pyramid, s", "speed-up (by round)"]
+    lines = [
+        f"# {wanted.title}",
+        "",
+        f"Made by `{command}` on {machine_line(first['machine'])}, {first['created'][:10]}.",
+        "",
+        f"{wanted.steps} steps, temporal stages that halve the frames, whole calls of diffusers' pipelines from noise "
+        "to latents on random weights, without guidance; plain and pyramidal in turns, medians. The limit is the ratio of "
+        "counted operations.",
+        "",
+        *table([*heads, "limit", "reached"], made),
+        "",
+        "| model | network |",
+        "| --- | --- |",
+        *(
+            f"| {row['model']} | {row['network']}, {row['config']}, {'x'.join(map(str, row['size']))} |"
+            for row in _one_each(rows)
+        ),
+    ]
+    page = results / "README.md"
+    page.write_text("\n".join(lines) + "\n")
+    return page
+
+
+def _one_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({row["model"]: row for row in rows}.values())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
