@@ -16,6 +16,6 @@ class InOrderOf(ClipDataset):
     def __getitem__(self, index):
         wanted = self.other[index]
         number = next(n for n, video in enumerate(self.videos) if str(video.entry.path).endswith(wanted["path"]))
-        video = self._clip(number, wanted["start"]).permute(3, 0, 1, 2).contiguous()
+        video = self.clip(number, wanted["start"])
         path, caption = str(self.videos[number].entry.path), self.videos[number].entry.caption
         return {"video": video, "caption": caption, "index": index, "path": path, "start": wanted["start"]}

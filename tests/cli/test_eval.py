@@ -167,6 +167,21 @@ def test_captions_are_judged(real, cache, run):
     assert accuracy["size"]["guess"] >= 0.5 and 0 <= accuracy["size"]["made"] <= 1
 
 
+def tiny_clip(folder):
+    """CLIP of random weights, whose words are letters."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = tower | {"vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    options = {"text_config": text, "vision_config": tower | {"image_size": 16, "patch_size": 8}, "projection_dim": 8}
+    CLIPModel(CLIPConfig(**options, initializer_factor=20.0)).save_pretrained(folder)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]).save_pretrained(folder)
+    return folder
+
+
 class Scores(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -182,7 +197,48 @@ def test_only_i3d_is_called_fvd(real, made, cache, tmp_path):
     values, _ = figures(real, made, "--features", tmp_path / "i3d.pt", "--cache-dir", cache)
     assert "frechet_distance" not in values
     assert values["protocol"]["features"]["dimensions"] == 400
-    assert np.isfinite(values["FVD"]["value"])
+    assert np.isfinite(values["FVD"]["value"]) and np.isfinite(values["kernel_distance_i3d"])
+    assert "kernel_distance" not in values
+
+
+def videomae(folder, frames):
+    """A tiny one of random weights."""
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    VideoMAEModel(VideoMAEConfig(num_frames=frames, num_attention_heads=2, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_videomae_has_its_own_name(real, made, cache, tmp_path):
+    values, _ = figures(real, made, "--features", videomae(tmp_path, 8), "--cache-dir", cache)
+    features = values["protocol"]["features"]
+    name = f"videomae_{features['digest'][:12]}"
+    assert {"FVD", "frechet_distance", "kernel_distance"}.isdisjoint(values) and features["dimensions"] == 16
+    assert np.isfinite([values[f"frechet_distance_{name}"]["value"], values[f"kernel_distance_{name}"]]).all()
+    code, out, err = call("eval", real, made, "--features", tmp_path, "--cache-dir", cache, "--rounds", 20)
+    assert code == 0, err
+    assert out.partition("protocol")[0].count(features["digest"][:12]) == 2
+
+
+def test_clips_are_compared_with_their_captions(real, made, cache, tmp_path):
+    """Real clips against themselves are as like their captions; without captions nothing is compared."""
+    clip = ("--clip", tiny_clip(tmp_path / "clip"), "--cache-dir", cache)
+    shutil.copytree(real / "test", tmp_path / "made")
+    rows = [json.loads(line) for line in (real / "metadata.jsonl").read_text().splitlines()]
+    rows = [row | {"file_name": row["file_name"].removeprefix("test/")} for row in rows if "test/" in row["file_name"]]
+    told = tmp_path / "made" / "metadata.jsonl"
+    told.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values, _ = figures(real, tmp_path / "made", *clip)
+    name = f"clip_similarity_{values['protocol']['captions']['digest'][:12]}"
+    shown = values["figures"][name]
+    assert shown["real"] == pytest.approx(shown["made"], abs=1e-6) and -1 < shown["made"] < 1
+    told.write_text("".join(json.dumps(row | {"caption": "nothing of the kind"}) + "\n" for row in rows))
+    other, _ = figures(real, tmp_path / "made", *clip)
+    assert other["figures"][name]["made"] != pytest.approx(shown["made"], abs=1e-4)
+    assert other["figures"][name]["real"] == shown["real"]
+    assert "10 of 10 made clips have no caption" in refused(real, made, *clip)
 
 
 def refused(*arguments):
@@ -204,6 +260,10 @@ def test_refusals(real, made, run, cache, tmp_path):
     assert "cannot fill 3 stages" in refused(real, run, "--steps", "2", *there)
     assert "neither a number" in refused(real, run, "--steps", "many", *there)
     assert "no I3D file" in refused(real, made, "--features", tmp_path / "absent.pt", *there)
+    assert "clips of 8 frames do not suit" in refused(real, made, "--features", videomae(tmp_path / "mae", 4), *there)
+    assert "holds no model" in refused(real, made, "--features", made, *there)
+    (tmp_path / "text.pt").write_text("no weights")
+    assert "neither TorchScript nor" in refused(real, made, "--features", tmp_path / "text.pt", *there)
     assert "size '16' is not HEIGHTxWIDTH" in refused(real, made, "--size", "16", *there)
     shutil.copytree(made, tmp_path / "broken")
     whole = (tmp_path / "broken" / "00004.mp4").read_bytes()

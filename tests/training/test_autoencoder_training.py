@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from tpdiff.cli import app, main
@@ -119,6 +120,42 @@ def test_a_stop_leaves_a_run_that_continues_exactly(tiny_recipe, tmp_path):
     assert_same(whole, trained(tiny_recipe(), tmp_path / "run", resume=True))
 
 
+def scalars(run):
+    """name -> [(step, value), ...] of a run's TensorBoard files."""
+    accumulator = EventAccumulator(str(run / "tpdiff"), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {name: [(p.step, p.value) for p in accumulator.Scalars(name)] for name in accumulator.Tags()["scalars"]}
+
+
+def test_tensorboard_follows_a_run_through_its_death(tiny_recipe, tmp_path):
+    config = tiny_recipe("log.trackers=[tensorboard]", "log.checkpoint_every_steps=3")
+    died = AutoencoderTrainer(config, tmp_path / "run")
+    died.run(report=lambda status: died.request_stop() if status.step == 4 else None)  # saved at 3, gone after 4
+    died.close()
+    resumed = trained(config, tmp_path / "run", resume=True)
+    quality = resumed.quality()
+    resumed.close()
+    found = scalars(tmp_path / "run")
+    assert {name: [step for step, _ in points] for name, points in found.items() if "held_out" not in name} == {
+        name: [2, 4, 6] for name in ("loss", "psnr", "kl", "lr", "clips_per_second", "training_seconds")
+    }
+    for name, column in (("loss", 2), ("psnr", 3), ("kl", 4)):
+        for step, value in found[name]:
+            wanted = [point[column] for point in resumed.losses if step - 2 < point[1] <= step]
+            assert value == pytest.approx(sum(wanted) / 2, rel=1e-5), (name, step)
+    assert found["training_seconds"][-1][1] == pytest.approx(resumed.seconds, rel=1e-5)
+    assert found["held_out/psnr"] == [(6, pytest.approx(quality.psnr, rel=1e-5))]
+    assert_same(trained(tiny_recipe(), tmp_path / "plain"), resumed)
+
+
+def test_an_unknown_tracker_is_refused_before_the_first_step(tiny_recipe, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"log.trackers: 'abacus' is unknown or not installed; installed: .*tensorboard"
+    ):
+        AutoencoderTrainer(tiny_recipe("log.trackers=[abacus]"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_seconds_end_a_run(tiny_recipe, tmp_path):
     trainer = trained(tiny_recipe("train.steps=null", "train.seconds=1e-6"), tmp_path / "run")
     assert trainer.step == 1
@@ -177,7 +214,6 @@ def test_quality_is_that_of_held_out_clips(tiny_recipe, tmp_path):
         ("autoencoder.time_patch=3", "autoencoder.time_patch"),
         ("train.kl_weight=-1", "train.kl_weight"),
         ("train.precision=fp16", "train.precision"),
-        ("log.trackers=[wandb]", "log.trackers"),
         ("train.steps=null", "train.steps or train.seconds"),
     ],
 )

@@ -91,13 +91,18 @@ def test_a_clip_is_encoded_once(latent, monkeypatch):
         latents.of_batch(batch_of(dataset, 2))
 
 
-@pytest.mark.parametrize("kept", ["memory", "disk"])
-def test_nothing_is_left_to_encode_after_encoding_ahead(latent, monkeypatch, kept):
-    config = latent(kept, "data.starts=1")
-    dataset, latents = opened(config)
+@pytest.mark.parametrize(("kept", "starts", "each"), [("memory", "1", 1), ("disk", "3", 3), ("memory", "null", 4)])
+def test_nothing_is_left_to_encode_after_encoding_ahead(latent, monkeypatch, kept, starts, each):
+    dataset, latents = opened(latent(kept, f"data.starts={starts}"))  # 8 frames, clips of 5
+    encoded, encode = [], Latents._encode
+    monkeypatch.setattr(Latents, "_encode", lambda self, clip: (encoded.append(clip), encode(self, clip))[1])
     latents.encode_ahead(dataset)
-    monkeypatch.setattr(Latents, "_encode", None)
-    assert latents.of_batch(batch_of(dataset, *range(2 * len(dataset)))).shape[0] == 2 * len(dataset)
+    batch = batch_of(dataset, *range(3 * len(dataset)))
+    assert len(set(batch["start"])) == each
+    found = latents.of_batch(batch)
+    latents.encode_ahead(dataset)
+    assert len(encoded) == each * len(dataset)
+    assert torch.equal(found[-4:], latents(batch["video"][-4:]))
 
 
 def test_latents_are_the_scaled_encoding(latent):

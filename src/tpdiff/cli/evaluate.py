@@ -28,7 +28,15 @@ def evaluate(
     clips: Annotated[int | None, typer.Option(min=2, help="Real and made clips; all there are if not given.")] = None,
     split: Annotated[str, typer.Option(help="Split of the real clips; 'all' divides all videos into halves.")] = "test",
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of clips, the first sample and the intervals.")] = 0,
-    features: Annotated[Path | None, typer.Option(help="An I3D file (TorchScript): the distance is then FVD.")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="An I3D file (TorchScript, safetensors, .pt): the distance is then FVD. Or a VideoMAE folder."
+        ),
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="A CLIP folder: measure too how like their captions clips are.")
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; as the model or the videos have.")] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as the model or the videos have.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second; as the model, else each file's own.")] = None,
@@ -50,6 +58,7 @@ def evaluate(
     from tpdiff.evaluation.quality import evaluate as measure
     from tpdiff.metrics import Reference, open_features
     from tpdiff.metrics.attributes import find_attributes
+    from tpdiff.metrics.captions import CaptionSimilarity
     from tpdiff.metrics.classifier import Classifier
     from tpdiff.models.memory import keep_freed_memory
 
@@ -60,6 +69,7 @@ def evaluate(
     geometry = _override(geometry, frames, size, fps, resize)
     ours = None if sampled else making.folder_clips(made, geometry, clips, seed)
     chosen = open_features(features, device)
+    similarity = None if clip is None else CaptionSimilarity.load(clip, device)
     place = cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tpdiff"
     with _progress() as bar:
         reference = Reference.fit(
@@ -94,7 +104,14 @@ def evaluate(
                 reference.training, geometry, seed=seed, cache_dir=place, progress=bar("training the classifier")
             )
         quality = measure(
-            reference, ours, place, classifier=judge, rounds=rounds, seed=seed, progress=bar("made clips")
+            reference,
+            ours,
+            place,
+            classifier=judge,
+            similarity=similarity,
+            rounds=rounds,
+            seed=seed,
+            progress=bar("made clips"),
         )
     figures = {"real": str(real), "made": str(made)} | quality.as_dict()
     text = json.dumps(figures, indent=2, ensure_ascii=False)
@@ -141,14 +158,15 @@ def _tell(quality: Quality, made: Path) -> None:
     from rich.table import Table
 
     console = Console()
-    distance, name = quality.distance, quality.distance_name.replace("_", " ")
+    distance = quality.distance
+    name, kernel = (name.replace("_", " ") for name in (quality.distance_name, quality.kernel_name))
     table = Table(title=f"{made}: {quality.clips} clips against {quality.real_clips} real ones", title_justify="left")
     for column in ("", "made", "95 %", "real"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(
         name, f"{distance.value:.4g}", f"{distance.low:.4g} ... {distance.high:.4g}", f"{quality.floor:.4g} (floor)"
     )
-    table.add_row("kernel distance", f"{quality.kernel_distance:.4g}", "", f"{quality.kernel_floor:.4g} (floor)")
+    table.add_row(kernel, f"{quality.kernel_distance:.4g}", "", f"{quality.kernel_floor:.4g} (floor)")
     for key, means in quality.figures.items():
         table.add_row(key.replace("_", " "), f"{means['made']:.4g}", "", f"{means['real']:.4g}")
     for key, shares in quality.accuracy.items():

@@ -66,11 +66,11 @@ def train(
     with progress as report, stop_on_signals(trainer.request_stop, launched=processes > 1):
         trainer.run(report=report)
     folder = trainer.save()
-    trainer.close()
     if main:
         print(f"checkpoint: {folder}")
     if isinstance(trainer, AutoencoderTrainer) and trainer.done and (quality := trainer.quality()):
         print(quality.line())
+    trainer.close()
     if trainer.stop_requested:
         again = ["tpdiff", "train", str(config), *(overrides or ()), "--out", str(run), "--resume"]
         if main:

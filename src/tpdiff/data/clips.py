@@ -175,15 +175,18 @@ class ClipDataset(Dataset[dict[str, Any]]):
         video = self.videos[number]
         starts = self.starts_of(video)
         start = starts[draw_start(self.seed, index, len(starts))]
-        clip = self._clip(number, start).permute(3, 0, 1, 2).contiguous()
-        entry = video.entry
+        clip, entry = self.clip(number, start), video.entry
         return {"video": clip, "caption": entry.caption or "", "index": index, "path": str(entry.path), "start": start}
+
+    def clip(self, number: int, start: int) -> Tensor:
+        """The clip of `videos[number]` from frame `start` on: uint8 (3, T, H, W), RGB in [0, 255]."""
+        return self._frames(number, start).permute(3, 0, 1, 2).contiguous()
 
     def starts_of(self, video: Video) -> Sequence[int]:
         """The frames at which clips of one of these videos start."""
         return legal_starts(video.length - self.geometry.frames + 1, self.starts)
 
-    def _clip(self, number: int, start: int) -> Tensor:
+    def _frames(self, number: int, start: int) -> Tensor:
         """uint8 (T, H, W, 3), from wherever it is kept."""
         frames, height, width, fps, resize = self.geometry
         if self._block is not None:

@@ -1,4 +1,6 @@
-"""What single clips show, a row of numbers a clip: how they move, and what a classifier takes them for."""
+"""What single clips show, a row of numbers a clip: how they move, what a classifier takes them for, and how like their
+captions they are.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from tpdiff.data.clips import Geometry
 from tpdiff.metrics.attributes import caption_labels
+from tpdiff.metrics.captions import CaptionSimilarity
 from tpdiff.metrics.classifier import Classifier
 from tpdiff.metrics.clips import Clip, Source
 from tpdiff.metrics.motion import LEAST_FRAMES, LEAST_SIDE, measure_motion
@@ -27,10 +30,12 @@ class Gauges:
     Attributes:
         geometry: of the clips.
         classifier: None: nothing is recognized.
+        similarity: None: clips are not compared with captions.
     """
 
     geometry: Geometry
     classifier: Classifier | None = None
+    similarity: CaptionSimilarity | None = None
 
     @property
     def moves(self) -> bool:
@@ -44,11 +49,11 @@ class Gauges:
             "version": VERSION,
             "motion": list(MOTION) if self.moves else [],
             "classifier": None if self.classifier is None else self.classifier.key,
-        }
+        } | ({} if self.similarity is None else {"similarity": self.similarity.name})
 
-    def __call__(self, videos: Tensor) -> np.ndarray:
+    def __call__(self, videos: Tensor, captions: Sequence[str] = ()) -> np.ndarray:
         """uint8 (B, 3, T, H, W) -> float64 (B, columns): motion, then the number of the value that the classifier
-        names for each attribute.
+        names for each attribute, then the likeness to its caption, of which there are B if it is asked for.
         """
         columns: list[np.ndarray] = []
         if self.moves:
@@ -58,15 +63,17 @@ class Gauges:
             named = self.classifier.predict(videos)
             for name, values in self.classifier.values.items():
                 columns.append(np.array([values.index(value) for value in named[name]], dtype=np.float64))
+        if self.similarity is not None:
+            columns.append(self.similarity(videos, captions))
         return np.stack(columns, axis=1) if columns else np.zeros((len(videos), 0))
 
     def figures(self, real: np.ndarray, made: np.ndarray) -> dict[str, dict[str, float]]:
         """Means over the rows of real and made clips, by name."""
-        if not self.moves:
-            return {}
+        columns = dict(enumerate(MOTION_LABELS)) if self.moves else {}
+        if self.similarity is not None:
+            columns[real.shape[1] - 1] = self.similarity.name
         return {
-            name: {"real": float(real[:, i].mean()), "made": float(made[:, i].mean())}
-            for i, name in enumerate(MOTION_LABELS)
+            name: {"real": float(real[:, i].mean()), "made": float(made[:, i].mean())} for i, name in columns.items()
         }
 
     def accuracy(

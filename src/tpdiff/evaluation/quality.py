@@ -18,6 +18,7 @@ from tpdiff import __version__
 from tpdiff.evaluation.gauges import Gauges, facts_of
 from tpdiff.evaluation.made import Made
 from tpdiff.metrics import Interval, Reference, frechet_interval, kernel_distance
+from tpdiff.metrics.captions import CaptionSimilarity
 from tpdiff.metrics.classifier import Classifier
 from tpdiff.metrics.clips import clips_digest, load_clips
 from tpdiff.metrics.rows import Progress, stored_rows
@@ -32,7 +33,7 @@ class Quality:
     """An evaluation.
 
     Attributes:
-        distance_name: "FVD" for I3D features, else "frechet_distance".
+        distance_name, kernel_name: what the two distances are called over the features; see `FeatureSet`.
         distance: with its 95 % bootstrap interval.
         floor: the same distance of so many real clips of the training split (`Reference.floor_at`).
         floor_clips: how many these were: fewer than made clips where the training split has no more.
@@ -47,6 +48,7 @@ class Quality:
     """
 
     distance_name: str
+    kernel_name: str
     distance: Interval
     floor: float
     floor_clips: int
@@ -60,10 +62,10 @@ class Quality:
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; the distance stands under its name."""
+        """JSON values; the distances stand under their names."""
         values = asdict(self)
-        name = values.pop("distance_name")
-        return {name: values.pop("distance")} | values
+        distance, kernel = values.pop("distance_name"), values.pop("kernel_name")
+        return {distance: values.pop("distance"), kernel: values.pop("kernel_distance")} | values
 
 
 def evaluate(
@@ -72,6 +74,7 @@ def evaluate(
     cache_dir: str | Path,
     *,
     classifier: Classifier | None = None,
+    similarity: CaptionSimilarity | None = None,
     rounds: int = ROUNDS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -86,34 +89,42 @@ def evaluate(
         made: the made ones.
         cache_dir: where figures are kept.
         classifier: trained on `reference.training`; None: accuracy is not measured.
+        similarity: compares clips with their captions; None: they are not compared.
         rounds: of the bootstrap.
         seed: of the bootstrap.
         progress: called with (clips done, clips in all).
 
     Raises:
-        ValueError: fewer than two made clips, or clips of another geometry than the real ones.
+        ValueError: fewer than two made clips, clips of another geometry than the real ones, or captions that are to be
+            compared with and are not there.
     """
     if made.count < 2:
         raise ValueError(f"{made.count} clip was made; a distance needs at least 2")
-    gauges = Gauges(reference.geometry, classifier)
+    gauges = Gauges(reference.geometry, classifier, similarity)
+    real_facts = facts_of(reference.clips)
+    said, real_said = ([fact.get("caption") or "" for fact in facts] for facts in (made.facts, real_facts))
+    if similarity is not None:
+        for kind, captions in (("made", said), ("real", real_said)):
+            if absent := captions.count(""):
+                raise ValueError(f"{absent} of {len(captions)} {kind} clips have no caption to compare them with")
 
     def measure_made(first: int, last: int) -> np.ndarray:
         videos = made.load(first, last)
-        return np.concatenate([reference.project(videos), gauges(videos)], axis=1)
+        return np.concatenate([reference.project(videos), gauges(videos, said[first:last])], axis=1)
 
     def measure_real(first: int, last: int) -> np.ndarray:
-        return gauges(load_clips(reference.clips[first:last], reference.geometry))
+        return gauges(load_clips(reference.clips[first:last], reference.geometry), real_said[first:last])
 
     place = Path(cache_dir)
-    made_key = _key("made", reference, made.source, gauges)
+    made_key = _key("made", reference, made.source, gauges, said)
     made_rows = _gather(place / made_key, made.count, made.part, measure_made, progress)
     features, shown = np.split(made_rows, [reference.real.shape[1]], axis=1)
-    real_key = _key("real", reference, {"clips": clips_digest(reference.clips)}, gauges)
+    real_key = _key("real", reference, {"clips": clips_digest(reference.clips)}, gauges, real_said)
     real_shown = _gather(place / real_key, len(reference.clips), REAL_PART, measure_real, None)
-    real_facts = facts_of(reference.clips)
     floor_clips = min(made.count, len(reference.held))
     return Quality(
         distance_name=reference.features.distance,
+        kernel_name=reference.features.kernel,
         distance=frechet_interval(reference.real, features, rounds, seed),
         floor=reference.floor_at(made.count),
         floor_clips=floor_clips,
@@ -128,6 +139,7 @@ def evaluate(
         | {
             "made": made.source | {"clips": made.count},
             "classifier": None if classifier is None else classifier.key,
+            "captions": None if similarity is None else similarity.identity(),
             "interval": {"method": "bootstrap over real and made clips, centred percentiles, 95 %", "rounds": rounds},
             "software": {"tpdiff": __version__, "torch": torch.__version__},
         },
@@ -153,7 +165,7 @@ def _gather(
     return np.concatenate(parts).astype(np.float64)
 
 
-def _key(kind: str, reference: Reference, source: dict[str, Any], gauges: Gauges) -> str:
+def _key(kind: str, reference: Reference, source: dict[str, Any], gauges: Gauges, said: list[str]) -> str:
     """A name made of everything that rows depend on."""
     values = {
         "source": source,
@@ -162,4 +174,6 @@ def _key(kind: str, reference: Reference, source: dict[str, Any], gauges: Gauges
         "fit": reference.protocol["fit"],
         "gauges": gauges.identity(),
     }
+    if gauges.similarity is not None:
+        values["captions"] = said
     return f"{kind}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]}"

@@ -10,7 +10,7 @@ from tpdiff.metrics.distance import (
     paired_bootstrap,
     paired_draws,
 )
-from tpdiff.metrics.features import FeatureSet, efficientnet_features, i3d_features, open_features
+from tpdiff.metrics.features import FeatureSet, efficientnet_features, i3d_features, open_features, videomae_features
 from tpdiff.metrics.projection import Projection, fit_projection
 from tpdiff.metrics.reference import Reference
 
@@ -30,4 +30,5 @@ __all__ = [
     "open_features",
     "paired_bootstrap",
     "paired_draws",
+    "videomae_features",
 ]

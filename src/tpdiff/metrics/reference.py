@@ -104,12 +104,13 @@ class Reference:
             progress: called with (clips done, clips in all), for each of the three sets of clips.
 
         Raises:
-            ValueError: a bad argument, or more clips than there are.
+            ValueError: a bad argument, more clips than there are, or frames that the features do not take.
             DataError: no such folder or split, too few videos, or too many that cannot be read.
         """
         geometry = Geometry(frames, height, width, fps, resize)
         geometry.check()
         features = features or efficientnet_features()
+        features.check_frames(frames)
         real_from, fit_from = _pools(folder, geometry, split, fit_split, seed)
         real_clips = choose_clips(real_from, geometry, clips, seed)
         training = fit_from

@@ -85,9 +85,11 @@ UNTOLD = ("transformers_version", "architectures", "dtype", "torch_dtype")  # no
 PROBE = "A Café, 2 of them: don't Überholen! 漢字"  # case, accents, marks and words of no vocabulary
 
 
-def text_identity(text_encoder: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of which encoder this is: class, configuration, every weight, the vocabulary and how text is cut."""
+def text_identity(text_encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, *told: str) -> str:
+    """A digest of which encoder this is: class, configuration, every weight, the vocabulary, how text is cut, and what
+    else is told of it.
+    """
     config: Any = text_encoder.config
     settings = {k: v for k, v in config.to_diff_dict().items() if not k.startswith("_") and k not in UNTOLD}
     cut = [tokenizer.padding_side, sorted(tokenizer.get_vocab().items()), tokenizer(PROBE)["input_ids"]]
-    return weights_digest(text_encoder, json.dumps(settings, sort_keys=True, default=str), json.dumps(cut))
+    return weights_digest(text_encoder, json.dumps(settings, sort_keys=True, default=str), json.dumps(cut), *told)

@@ -19,12 +19,14 @@ from tpdiff.models.video_autoencoder import VideoAutoencoder
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.autoencoder_config import AutoencoderConfig
 from tpdiff.training.batches import open_batches
+from tpdiff.training.distribution import open_accelerator
 from tpdiff.training.ema import EMA
 from tpdiff.training.load_config import build, config_difference, dump_config
 from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
 from tpdiff.training.progress import clock
 from tpdiff.training.reconstruction import Quality, latent_statistics, measure, reconstruction_loss
 from tpdiff.training.setup import check_folder, may_change, open_clips
+from tpdiff.training.trackers import check_trackers, start_trackers
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ class AutoencoderTrainer:
 
     def __init__(self, config: AutoencoderConfig, out: str | Path, resume: bool = False):
         self.config, self.out = config, Path(out)
+        check_trackers(config.log.trackers)
         found = check_folder(self.out, config, resume)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.accelerator = open_accelerator(config.train.precision, config.log.trackers, self.out)
+        self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dataset = open_clips(config.data, config.seed, require_captions=False)
@@ -87,6 +91,7 @@ class AutoencoderTrainer:
             self._restore(found)
         self.out.mkdir(parents=True, exist_ok=True)
         write_whole(self.out / "config.yaml", dump_config(config))
+        start_trackers(self.accelerator, config, self.step, resume)
 
     @property
     def fraction(self) -> float:
@@ -100,7 +105,7 @@ class AutoencoderTrainer:
 
     def run(self, report: Callable[[AutoencoderStatus], None] | None = None) -> None:
         """Train until the budget is spent or a stop is asked for; checkpoints and reports do not count."""
-        log, since = self.config.log, len(self.losses)
+        log = self.config.log
         while not self.done and not self.stop_requested:
             started = time.perf_counter()
             batch = self._next_batch()
@@ -108,9 +113,8 @@ class AutoencoderTrainer:
             self.seconds += time.perf_counter() - started
             self.step += 1
             self.losses.append((self.seconds, self.step, *loss))
-            if report is not None and (self.step % log.every_steps == 0 or self.done):
-                report(self._status(since))
-                since = len(self.losses)
+            if self.step % log.every_steps == 0 or self.done:
+                self._report(report)
             if log.checkpoint_every_steps and self.step % log.checkpoint_every_steps == 0 and not self.done:
                 self.save()
 
@@ -143,7 +147,9 @@ class AutoencoderTrainer:
         return folder
 
     def close(self) -> None:
-        """Nothing is held open; as `Trainer.close`."""
+        """Flush the trackers."""
+        if self.config.log.trackers:
+            self.accelerator.end_training()
 
     def quality(self) -> Quality | None:
         """How well the averaged weights reconstruct held-out clips, kept in `quality.json`; None without such."""
@@ -152,6 +158,9 @@ class AutoencoderTrainer:
         clips = min(self.config.held_out.clips, len(self.held_out))
         quality = measure(self.ema.network, self._clips(self.held_out, clips), self.device)
         (self.out / "quality.json").write_text(json.dumps({"step": self.step, **asdict(quality)}, indent=1))
+        if self.config.log.trackers:
+            values = {f"held_out/{name}": value for name, value in asdict(quality).items() if value is not None}
+            self.accelerator.log(values, step=self.step)
         return quality
 
     # Inside
@@ -162,7 +171,7 @@ class AutoencoderTrainer:
             group["lr"] = learning_rate(train, self.step, self.fraction)
         clean = to_float(video.to(self.device))
         generator = generator_for(self.config.seed, "posterior", self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+        with self.accelerator.autocast():
             loss = reconstruction_loss(self.network, clean, train, generator)
         loss.total.backward()
         if train.max_grad_norm is not None:
@@ -178,7 +187,18 @@ class AutoencoderTrainer:
             self._stream = open_batches(self.dataset, size, self.config.data.workers, self.step * size)
         return next(self._stream)
 
-    def _status(self, since: int) -> AutoencoderStatus:
+    def _report(self, report: Callable[[AutoencoderStatus], None] | None) -> None:
+        status = self._status()
+        if self.config.log.trackers:
+            values = {name: getattr(status, name) for name in ("loss", "psnr", "kl", "clips_per_second")}
+            values |= {"lr": self.optimizer.param_groups[0]["lr"], "training_seconds": self.seconds}
+            self.accelerator.log(values, step=self.step)
+        if report is not None:
+            report(status)
+
+    def _status(self) -> AutoencoderStatus:
+        """Of the steps since the report before, whoever made it: of a resumed run the one that died."""
+        since = (self.step - 1) // self.config.log.every_steps * self.config.log.every_steps
         recent = self.losses[since:]
         before = self.losses[since - 1][0] if since else 0.0
         loss, psnr, kl = (sum(point[i] for point in recent) / len(recent) for i in (2, 3, 4))

@@ -95,8 +95,6 @@ class AutoencoderConfig(Section):
         channels, width = self.autoencoder.latent_channels, self.autoencoder.hidden_size
         if channels > width:
             raise ValueError(f"autoencoder.latent_channels {channels} is above hidden_size {width}; nearest: {width}")
-        if self.log.trackers:
-            raise ValueError(f"log.trackers {self.log.trackers} are not used for an autoencoder; nearest: []")
         return self
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpdiff.data import ClipDataset, ShardDataset, collate, to_float
+from tpdiff.data import ClipDataset, ShardDataset, to_float
 from tpdiff.models.autoencoder import compression, fingerprint, load_autoencoder
 from tpdiff.models.memory import moved
 from tpdiff.pyramid.stages import Pyramid
@@ -91,17 +91,19 @@ class Latents:
         found = []
         for clip, path, start in zip(batch["video"], batch["path"], batch["start"], strict=True):
             latents = self._cache.get(path, start)
-            if latents is None:
-                latents = self._encode(clip)[0][0].cpu()
-                self._cache.put(path, start, latents)
-            found.append(latents)
+            found.append(self._keep(self._cache, path, start, clip) if latents is None else latents)
         return self._clean([torch.stack(found)])
 
     def encode_ahead(self, dataset: ClipDataset | ShardDataset) -> None:
-        """Keep the latents of an epoch's clips, so that no step of training pays for them; without a cache nothing."""
-        if self._cache is not None:
-            for number in range(len(dataset)):
-                self.of_batch(collate([dataset[number]]))
+        """Keep the latents of all clips, of each video every start that `data.starts` allows, so that no step of
+        training pays for them. What is kept already is not encoded anew; without a cache nothing is done.
+        """
+        if self._cache is None or not isinstance(dataset, ClipDataset):
+            return
+        for number, video in enumerate(dataset.videos):
+            for start in dataset.starts_of(video):
+                if self._cache.get(str(video.entry.path), start) is None:
+                    self._keep(self._cache, str(video.entry.path), start, dataset.clip(number, start))
 
     @property
     def kept(self) -> bool:
@@ -111,6 +113,12 @@ class Latents:
     def keep_in_memory(self) -> None:
         """Keep them from now on, whatever the configuration says."""
         self._cache = MemoryCache()
+
+    def _keep(self, cache: LatentCache, path: str, start: int, clip: Tensor) -> Tensor:
+        """Encode a clip, uint8 (3, T, H, W), and keep its latents (C, t, h, w), which are returned."""
+        latents = self._encode(clip)[0][0].cpu()
+        cache.put(path, start, latents)
+        return latents
 
     def _encode(self, clip: Tensor) -> list[Tensor]:
         with moved([self.autoencoder], self.device):

@@ -7,6 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from tpdiff.training.autoencoder_config import AutoencoderConfig
 from tpdiff.training.config import Config
 from tpdiff.training.load_config import flatten
 
@@ -34,7 +35,7 @@ def wait_for_the_next_second(folder: Path) -> None:
         time.sleep(0.02)
 
 
-def start_trackers(accelerator: Accelerator, config: Config, step: int, resumed: bool) -> None:
+def start_trackers(accelerator: Accelerator, config: Config | AutoencoderConfig, step: int, resumed: bool) -> None:
     """Start the trackers of a run that has done `step` steps.
 
     A run that died had logged steps after its last checkpoint, which a resumed run logs once more. TensorBoard is
