@@ -127,9 +127,9 @@ def _page(wanted: Table, rows: list[dict[str, Any]], results: Path, command: str
         "",
         f"Made by `{command}` on {machine_line(first['machine'])}, {first['created'][:10]}.",
         "",
-        f"{wanted.steps} steps, temporal stages that halve the frames: whole calls of diffusers' pipelines, from noise to "
-        "latents, on random weights and without guidance; plain and pyramidal in turns, medians. The limit is the ratio "
-        "of counted operations.",
+        f"{wanted.steps} steps, temporal stages that halve the frames: whole calls of diffusers' pipelines, from noise "
+        "to latents, on random weights, without guidance; plain and pyramidal in turns, medians. The limit is the "
+        "ratio of counted operations.",
         "",
         *table([*heads, "limit", "reached"], made),
         "",
