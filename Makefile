@@ -13,7 +13,7 @@ HAS_CUDA := $(shell $(PYTHON) -c "import torch; print(int(torch.cuda.is_availabl
 # Threads that wait asleep leave their core to whatever else runs (src/tpdiff/threads.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-slow lint bench claim clean
+.PHONY: help demo test test-slow lint bench claim conversion ablations clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -39,6 +39,15 @@ bench: $(VENV)/.installed  ## Sampling, network and alignment figures of this ma
 
 claim: $(VENV)/.installed  ## Vanilla against pyramid: learning rates, three seeds, hours; resumable (DEVICE=cuda: larger)
 	$(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-flow$(if $(filter cuda,$(DEVICE)),-cuda).yaml
+
+conversion: $(VENV)/.installed  ## A pretrained model made pyramidal for a tenth of its training, judged; hours, resumable
+	$(BIN)/python benchmarks/conversion.py configs/conversion-wan.yaml
+	$(BIN)/python benchmarks/conversion.py configs/conversion-animatediff.yaml
+
+ablations: $(VENV)/.installed  ## What each part of the method is worth, by equal operations; hours, resumable
+	$(BIN)/python benchmarks/ablations.py configs/ablation-fronts.yaml
+	$(BIN)/python benchmarks/ablations.py configs/ablation-jumps.yaml
+	$(BIN)/python benchmarks/ablations.py configs/ablation-stages.yaml
 
 clean:  ## Remove the environment and the demo
 	rm -rf $(VENV) demo

@@ -40,7 +40,7 @@ def main() -> int:
     try:
         study = load_study(args.study)
         work, results = args.work / study.name, args.results / study.name
-        data = make_data(study, work / "data")
+        data = make_data(study.data, work / "data")
         config = study.config(next(iter(study.arms)), data, study.seeds[0], study.learning_rates[0], study.seconds)
         desk = Desk(study, data, work, results, open_judge(config, work / "cache"), say=_say, on_arms=_stop_with)
         only = args.trial is not None or args.seed is not None

@@ -112,7 +112,7 @@ def test_a_page_needs_a_finished_seed(tmp_path):
 def test_a_whole_study_stopped_and_continued(tmp_path):
     desk = desk_of(tmp_path, seeds=[0, 1])
     study = desk.study
-    make_data(study, desk.data)
+    make_data(study.data, desk.data)
     config = study.config("vanilla", desk.data, 0, 1e-3, 1.0)
     desk.judge = open_judge(config, tmp_path / "cache")
     for lr in study.learning_rates:

@@ -35,7 +35,7 @@ def smaller(words, saved):
     for option, value in (("--frames", frames), ("--size", f"{height}x{width}"), ("--fps", 8), ("--steps", "1,1,1")):
         if option in words:
             words[words.index(option) + 1] = str(value)
-    if words[0] == "train":
+    if words[0] in ("cache", "train"):
         given = [word.removeprefix("pretrained.path=") for word in words if word.startswith("pretrained.path=")]
         case = find_case(NAMES[given[0]] if given else "wan")
         words[1] = str(CONFIGS / Path(words[1]).name)
@@ -71,9 +71,9 @@ def test_the_guide_runs(digits, saved, tmp_path, monkeypatch):
         assert len(names["video"]) == SMALL[0]
         stock = getattr(names["pipe"], "pipe", names["pipe"])
         assert isinstance(stock.scheduler, PyramidScheduler)
-    assert [commands.count(one) for one in ("plan", "data", "train", "sample", "export")] == [2, 1, 4, 2, 3]
+    assert [commands.count(one) for one in ("plan", "data", "cache", "train", "sample", "export")] == [2, 1, 1, 5, 2, 3]
     assert size_of("kite.mp4") == size_of("rises.mp4") == SMALL
-    assert {p.name for p in Path().iterdir()} >= {"kites", "kites.safetensors", "whole", "runs"}
+    assert {p.name for p in Path().iterdir()} >= {"my_shards", "kites", "kites.safetensors", "whole", "runs"}
 
 
 def test_its_links_and_recipes_are_there():

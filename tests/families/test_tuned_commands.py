@@ -3,19 +3,20 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import av
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_tuning import sample, trained
 from tiny import find_case, picture
 
 from tpdiff.cli import main
 from tpdiff.pyramid import Pyramid
-from tpdiff.sampling.apply import apply_pyramid
+from tpdiff.sampling.apply import apply_pyramid, remove_pyramid
 from tpdiff.sampling.export import original_matrices
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import Tuned, TunedPipeline
@@ -104,6 +105,22 @@ def test_sampling_keeps_to_the_pipelines_ways(run, tmp_path):
     assert not (tmp_path / "no.mp4").exists()
 
 
+def test_videos_for_vbench(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a small red cat runs\nthe cat/the ball\n")
+    asked = ["vbench", "make", run(WAN, steps=1, **LORA), "--prompts", tmp_path / "prompts.txt", "--num-videos", 1]
+    asked += ["--steps", "1,1,1", "--device", "cpu", "--json"]
+    message = refused(*asked, "--solver", "heun", "--out", tmp_path / "set")
+    assert "WanPipeline has no solver to choose" in message and not (tmp_path / "set").exists()
+    code, _, err = call(*asked, "--out", tmp_path / "set")
+    assert code == 0, err
+    assert [size_of(path) for path in sorted((tmp_path / "set" / "videos").iterdir())] == [WAN.narrow] * 2
+    told = json.loads((tmp_path / "set" / "vbench.json").read_text())["sampling"]
+    assert (told["num_frames"], told["height"], told["width"]) == WAN.narrow and told["guidance_scale"] is None
+    for path in (tmp_path / "run").rglob("pytorch_lora_weights.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert "holds another set: weights is" in refused(*asked, "--out", tmp_path / "set")
+
+
 def test_prompts_must_be_text(run):
     pipeline = PyramidPipeline.from_pretrained(run(WAN, "train.method=vanilla", steps=1))
     for prompt in (3, ["a", 3], b"a"):
@@ -111,6 +128,53 @@ def test_prompts_must_be_text(run):
             pipeline(prompt)
     with pytest.raises(ValueError, match=r"num_frames 18 .*nearest"):  # of a plain schedule as well
         pipeline("a", num_frames=18)
+
+
+def test_a_target_per_stage_is_undone_by_the_sampler(run, tmp_path):
+    """A network that says the flow per unit of a stage's time samples as one that says it per unit of sigma."""
+    per_stage = PyramidPipeline.from_pretrained(run(WAN, "train.target=per_stage", steps=1))
+    assert per_stage.pipe.scheduler.config.per_stage_target
+    plain = TunedPipeline(per_stage.pipe, per_stage.network, replace(per_stage.config, per_stage_target=False))
+    options = {"steps": [2, 2, 1], "output_type": "latent", "guidance_scale": 1}
+    remove_pyramid(plain.pipe)
+    plain = TunedPipeline(plain.pipe, plain.network, plain.config)
+    assert not plain.pipe.scheduler.config.per_stage_target
+    wanted = plain("a red cat", generator=torch.Generator().manual_seed(0), **options).frames
+
+    def per_unit_of_its_stage(network, args, output):
+        ends = per_stage.pyramid.stages[per_stage.pipe.scheduler.stage]
+        return ((ends.start_level.sigma - ends.end_level.sigma) * output[0],)
+
+    with per_stage.network.register_forward_hook(per_unit_of_its_stage):
+        made = per_stage("a red cat", generator=torch.Generator().manual_seed(0), **options).frames
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+    unscaled = per_stage("a red cat", generator=torch.Generator().manual_seed(0), **options).frames
+    assert not torch.allclose(made, unscaled)
+
+
+def test_a_tuned_pipeline_is_evaluated(run, digits, tmp_path):
+    height, width = WAN.narrow[1:]
+    folder = run(WAN, **LORA)
+    options = ["--clips", 2, "--steps", "1,1,1", "--batch", 2, "--rounds", 10, "--no-classify"]
+    options += ["--guidance-scale", 1, "--cache-dir", tmp_path / "cache", "--json"]
+    code, out, err = call("eval", digits, folder, *options)
+    assert code == 0, err
+    figures = json.loads(out)
+    assert figures["clips"] == 2 and figures["frechet_distance"]["value"] > 0
+    made = figures["protocol"]["made"]
+    assert (made["kind"], made["solver"], made["steps"]) == ("samples", None, [1, 1, 1])
+    weights = load_file(matrices := next(folder.glob("checkpoints/*/pytorch_lora_weights.safetensors")))
+    save_file({name: value + 1 for name, value in weights.items()}, matrices)
+    other = json.loads(call("eval", digits, folder, *options)[1])
+    assert other["protocol"]["made"]["weights"] != made["weights"]
+    assert other["frechet_distance"]["value"] != figures["frechet_distance"]["value"]
+    for wrong, message in {
+        ("--solver", "heun"): "WanPipeline has no solver to choose",
+        ("--size", f"{height + 4}x{width}"): f"height {height + 4} is not",
+        ("--steps", "1,1"): "2 step counts (1-1) for 3 stages",
+    }.items():
+        code, out, err = call("eval", digits, folder, *options, *wrong)
+        assert (code, out) == (2, "") and message in err
 
 
 @pytest.mark.slow

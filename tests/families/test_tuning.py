@@ -85,7 +85,7 @@ def test_low_rank_matrices_change_the_stock_pipeline(name, tuning, saved, tmp_pa
     before = sample(stock, case)
     stock.load_lora_weights(folder)
     after = sample(stock, case)
-    assert float((after - before).abs().max()) > 1e-3
+    assert float((after - before).abs().max()) > 1e-4
     loaded = PyramidPipeline.from_pretrained(folder)
     apply_pyramid(stock, loaded.pyramid, [1, 1, 2])
     apply_pyramid(loaded.pipe, loaded.pyramid, [1, 1, 2])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tpdiff.models.autoencoder import compression, load_autoencoder
+from tpdiff.models.autoencoder import compression, decode_video, encode_video, load_autoencoder
 from tpdiff.models.video_autoencoder import VideoAutoencoder
 
 TINY = {"latent_channels": 4, "hidden_size": 16, "encoder_layers": 1, "decoder_layers": 2}
@@ -94,3 +94,32 @@ def test_it_begins_as_the_principal_components():
     np.testing.assert_allclose(made[keep], best[keep], atol=1e-4)
     flat = latents.transpose(0, 1).flatten(1)
     torch.testing.assert_close(flat @ flat.T / flat.shape[1], torch.eye(4), rtol=0, atol=1e-3)
+
+
+def test_pictures_are_videos_of_one_frame():
+    network, pictures = stirred(time_patch=4), video(5)[0].transpose(0, 1)
+    latents = network.encode(pictures).latent_dist.mode()
+    assert latents.shape == (5, 4, 4, 2)
+    assert torch.equal(latents, network.encode(pictures.unsqueeze(2)).latent_dist.mode().squeeze(2))
+    assert torch.equal(network.decode(latents).sample, network.decode(latents.unsqueeze(2)).sample.squeeze(2))
+
+
+def test_without_reach_in_time_every_frame_is_left_to_itself():
+    network, clip = stirred(time_patch=1, time_kernel=1), video(5)
+    apart = network.encode(clip[0].transpose(0, 1)).latent_dist.mode()
+    torch.testing.assert_close(network.encode(clip).latent_dist.mode()[0], apart.transpose(0, 1), rtol=0, atol=1e-5)
+
+
+def test_folded_statistics_are_in_the_weights(tmp_path):
+    network = stirred(latents_mean=[0.3, -1.0, 0.0, 2.0], latents_std=[2.0, 0.5, 1.0, 3.0])
+    before, deviation = encode_video(network, video(5)), network.encode(video(5)).latent_dist.std
+    shown = decode_video(network, before)
+    network.fold_statistics()
+    network.fold_statistics()  # there is nothing more to fold
+    assert network.config.latents_mean is None
+    torch.testing.assert_close(encode_video(network, video(5)), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(decode_video(network, before), shown, rtol=1e-4, atol=1e-5)
+    scale = torch.tensor([2.0, 0.5, 1.0, 3.0]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(network.encode(video(5)).latent_dist.std, deviation / scale, rtol=1e-4, atol=1e-6)
+    network.save_pretrained(tmp_path, safe_serialization=True)
+    torch.testing.assert_close(encode_video(load_autoencoder(str(tmp_path)), video(5)), before, rtol=1e-4, atol=1e-5)

@@ -19,9 +19,9 @@ from tpdiff.models.text import encode_prompts, load_text_encoder
 from tpdiff.training.batches import open_batches
 from tpdiff.training.cache import make_cache, shard_of
 from tpdiff.training.cache_settings import open_buckets, open_source
-from tpdiff.training.clip_encoder import ClipEncoder
 from tpdiff.training.load_config import ConfigError, dump_config
 from tpdiff.training.objective import build_pyramid
+from tpdiff.training.pipeline_encoder import open_encoder
 from tpdiff.training.shard_maker import ShardMaker, Source
 
 forks = multiprocessing.get_context("forkserver")
@@ -232,6 +232,17 @@ def test_bad_files_are_skipped_until_they_are_too_many(encoding, folder, tmp_pat
         make_cache(encoding(folder=folder), tmp_path / "strict", shards=2)
 
 
+def test_a_stop_keeps_what_is_done(made, encoding, tmp_path):
+    out = tmp_path / "cache"
+    first = make_cache(encoding("data.starts=2"), out, shards=4, stop=lambda: True)
+    assert not first.complete and len(list(out.glob("*.tar"))) == 1
+    with pytest.raises(DataError, match="is unfinished"):
+        ShardDataset(str(out))
+    second = make_cache(encoding("data.starts=2"), out)
+    assert second.complete and first.encoded + second.encoded == 20 and first.encoded > 0
+    assert contents(out) == contents(made())
+
+
 # What is refused
 
 
@@ -258,12 +269,14 @@ def test_another_cache_is_not_written_over(made, encoding, image_vae, tmp_path):
         ("data.buckets=9x32x32,8x32x32", r"num_frames 8 is not 1 \+ a multiple of 8 .*nearest: 1 or 9"),
         ("data.buckets=9x32", "'9x32' is not FRAMESxHEIGHTxWIDTH"),
         ("model.autoencoder=", "set model.autoencoder"),
+        ("data.shards=somewhere", "data.path is required"),
         ("data.max_bad_share=2", "max_bad_share"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(encoding, tmp_path, override, message):
+    path = ["data.path="] if override.startswith("data.shards") else []
     with pytest.raises(ValueError, match=message):
-        make_cache(encoding(override), tmp_path / "cache")
+        make_cache(encoding(override, *path), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
@@ -424,12 +437,13 @@ def peak(encoding, folder, out, starts):
 def make_one(config, folder, out, pipe):
     torch.set_num_threads(1)
     out.mkdir()
-    encoder = ClipEncoder(config)
+    encoder = open_encoder(config)
     maker = ShardMaker(encoder, open_buckets(config, encoder), out, lambda files, clips: None)
     assert maker.make("shard-00000.tar", [Source("long.mp4", folder / "long.mp4", "a")]) == config.data.starts
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clips(encoding, tmp_path):
     (tmp_path / "videos").mkdir()
     frames = torch.randint(0, 256, (80, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

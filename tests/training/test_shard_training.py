@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
+from in_order import InOrderOf
 
-from tpdiff.data import ClipDataset, ShardDataset
+from tpdiff.data import ShardDataset
 from tpdiff.models import conditioning
 from tpdiff.training.cache import make_cache
 from tpdiff.training.clean import clean_pair
@@ -29,24 +30,6 @@ def recipes(encoding, bert, tmp_path_factory):
         return encoding(*shared, *overrides), of_shards
 
     return make
-
-
-class InOrderOf(ClipDataset):
-    """The clips of a folder in the order in which shards give them."""
-
-    def __init__(self, config, other):
-        data = config.data
-        super().__init__(
-            data.path, frames=data.frames, height=data.height, width=data.width, starts=data.starts, split=data.split
-        )
-        self.other = other
-
-    def __getitem__(self, index):
-        wanted = self.other[index]
-        number = next(n for n, video in enumerate(self.videos) if str(video.entry.path).endswith(wanted["path"]))
-        video = self.clip(number, wanted["start"])
-        path, caption = str(self.videos[number].entry.path), self.videos[number].entry.caption
-        return {"video": video, "caption": caption, "index": index, "path": path, "start": wanted["start"]}
 
 
 def trained(config, out, **options):

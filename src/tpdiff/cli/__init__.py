@@ -8,7 +8,7 @@ from tpdiff.threads import wait_passively
 
 wait_passively()  # before any command loads PyTorch
 
-from tpdiff.cli import bench, cache, data, demo, evaluate, export, plan, report, sample, train  # noqa: E402
+from tpdiff.cli import bench, cache, data, demo, evaluate, export, plan, report, sample, train, vbench  # noqa: E402
 
 app = typer.Typer(
     name="tpdiff",
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data", help="Make or check a folder of captioned videos.")
+app.add_typer(vbench.app, name="vbench", help="Make videos for VBench or VBench-2.0, or read what it measured.")
 app.command("demo")(demo.demo)
 app.command("cache")(cache.cache)
 app.command("train")(train.train)

@@ -1,7 +1,6 @@
 """`tpdiff cache`: a folder of videos to shards of latents."""
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -22,7 +21,9 @@ def cache(
     buckets: Annotated[
         str | None, typer.Option(help="49x480x832,1x480x832,... or auto; one size if not given.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that encode; one a core if not given.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that encode; if not given one a core, of a pipeline one a GPU.")
+    ] = None,
     shards: Annotated[int | None, typer.Option(help="Files to spread the clips over, once for all.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON, nothing else.")] = False,
 ) -> None:
@@ -35,6 +36,7 @@ def cache(
     config = build_config(values, words)
     quiet()
     from tpdiff.training.cache import make_cache
+    from tpdiff.training.cache_workers import usual_workers
     from tpdiff.training.progress import ProgressReport
 
     stopped: list[bool] = []
@@ -42,7 +44,7 @@ def cache(
         made = make_cache(
             config,
             out,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers or usual_workers(config),
             shards=shards,
             report=None if as_json else report,
             stop=lambda: bool(stopped),

@@ -43,7 +43,7 @@ def evaluate(
     resize: Annotated[str | None, typer.Option(help="crop or stretch; as the model, else crop.")] = None,
     steps: Annotated[str, typer.Option(help="Sampling steps: a total, or one count a stage (10,10,10).")] = "30",
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance of samples; 1 is none.")] = 1.0,
-    solver: Annotated[str, typer.Option(help="euler, ddim or heun.")] = "euler",
+    solver: Annotated[str | None, typer.Option(help="euler (if not given), ddim or heun.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Clips sampled at a time.")] = 16,
     rounds: Annotated[int, typer.Option(min=10, help="Of the bootstrap.")] = 1000,
     classify: Annotated[bool, typer.Option(help="Judge by a classifier whether clips show their captions.")] = True,

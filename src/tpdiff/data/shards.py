@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import torch
 from fsspec.core import url_to_fs
 from safetensors.torch import load
 from torch import Tensor
@@ -33,7 +32,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         index                i
         path                 str, within the folder of videos
         start                int, the clip's first frame among those of the video
-        prompt_embeds, prompt_attention_mask    (L, D) and bool (L,), where captions were encoded
+        text                 {name: Tensor}, where captions were encoded: what is stored of this one
     The samples b · batch ... (b + 1) · batch - 1 are of one bucket. `len(dataset)` is the number of clips, which is the
     length of an epoch.
 
@@ -43,7 +42,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         digest: of the whole.
         fps: frames a second of the clips (the median over the files).
         bad: files that gave no clip.
-        empty_prompt: states of the empty text, (L, D) and (L,); None without encoded captions.
+        empty_prompt: the empty text, encoded; None without encoded captions.
 
     Args:
         url: a folder, or a URL such as s3://bucket/clips.
@@ -75,12 +74,12 @@ class ShardDataset(Dataset[dict[str, Any]]):
         names = listing["buckets"]
         self.buckets = {Bucket(*map(int, name.split("x"))): count for name, count in names.items()}
         self._counts = {name: tuple(shard["clips"].get(name, 0) for shard in self._shards) for name in names}
-        self.empty_prompt: tuple[Tensor, Tensor] | None = None
+        self.empty_prompt: dict[str, Tensor] | None = None
         if listing["empty_prompt"] is not None:
             content = _read(url, EMPTY_PROMPT)
             if digest_of(content) != listing["empty_prompt"]:
                 raise DataError(f"{url}: {EMPTY_PROMPT} is damaged; {AGAIN}")
-            self.empty_prompt = self._states(content)
+            self.empty_prompt = load(content)
 
     def __len__(self) -> int:
         return sum(self.buckets.values())
@@ -117,18 +116,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         facts = json.loads(members[FACTS])
         sample: dict[str, Any] = dict(load(members[LATENTS]))
         if TEXT in members:
-            states, mask = self._states(members[TEXT])
-            sample |= {"prompt_embeds": states, "prompt_attention_mask": mask}
+            sample["text"] = load(members[TEXT])
         return sample | {"caption": facts["caption"] or "", "path": facts["source"]["path"], "start": facts["start"]}
-
-    def _states(self, content: bytes) -> tuple[Tensor, Tensor]:
-        """(L, D) and (L,) of what is stored up to the last token."""
-        stored = load(content)
-        states, mask = stored["prompt_embeds"], stored["prompt_attention_mask"]
-        padding = self.settings["condition.max_length"] - len(mask)
-        return torch.cat([states, states.new_zeros(padding, states.shape[1])]), torch.cat(
-            [mask, mask.new_zeros(padding)]
-        )
 
     def _receipt(self, shard: Mapping[str, Any]) -> dict[str, Any]:
         return _receipt(self.url, shard["name"], shard["receipt"])

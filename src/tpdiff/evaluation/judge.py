@@ -12,13 +12,12 @@ from tpdiff.data.clips import Geometry
 from tpdiff.data.store import load_array
 from tpdiff.evaluation.gauges import Gauges, facts_of
 from tpdiff.evaluation.quality import too_few
-from tpdiff.evaluation.samples import Sampling, sample_batch, sampled_clips
+from tpdiff.evaluation.samples import AnyPipeline, Sampling, sample_batch, sampled_clips
 from tpdiff.metrics.classifier import Classifier
 from tpdiff.metrics.clips import Clip, load_clips
 from tpdiff.metrics.distance import frechet_distance, frechet_interval, kernel_distance, paired_draws
 from tpdiff.metrics.reference import Reference
 from tpdiff.metrics.rows import stored_rows
-from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training.config import Config
 
 ROUNDS = 1000
@@ -45,14 +44,12 @@ class Judge:
         """What every figure must be quoted with."""
         return {**self.reference.protocol, "sampling": asdict(sampling), "bootstrap_rounds": ROUNDS}
 
-    def distance(self, pipeline: PyramidPipeline, count: int, sampling: Sampling, seed: int) -> float:
+    def distance(self, pipeline: AnyPipeline, count: int, sampling: Sampling, seed: int) -> float:
         """The Fréchet distance of so many samples."""
         batches = sampled_clips(pipeline, self.captions(count), sampling, seed)
         return frechet_distance(self.reference.real, np.concatenate([self.reference.project(b) for b in batches]))
 
-    def verdict(
-        self, pipeline: PyramidPipeline, count: int, sampling: Sampling, seed: int, keep: Path
-    ) -> dict[str, Any]:
+    def verdict(self, pipeline: AnyPipeline, count: int, sampling: Sampling, seed: int, keep: Path) -> dict[str, Any]:
         """Everything about so many samples. Their figures stay in the folder `keep`, from which a call that was
         interrupted goes on, and which `paired` reads.
         """

@@ -22,6 +22,7 @@ from tpdiff.metrics.clips import Clip, clips_digest, exact_sources, file_digest,
 from tpdiff.models.conditioning import NoCondition
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
+from tpdiff.sampling.tuned import HERE, LORA, TOLD
 
 FOLDER_PART = 16  # clips of a folder that are in memory at a time
 
@@ -48,7 +49,7 @@ class Made:
 def is_model(path: str | Path) -> bool:
     """Whether a folder holds a run, a checkpoint or a pipeline rather than videos."""
     path = Path(path)
-    return (path / "model_index.json").is_file() or (path / "checkpoints").is_dir() or (path / "config.yaml").is_file()
+    return any((path / name).exists() for name in ("model_index.json", TOLD, "checkpoints", "config.yaml"))
 
 
 def model_geometry(path: str | Path) -> Geometry:
@@ -62,7 +63,8 @@ def model_geometry(path: str | Path) -> Geometry:
         if (place / "config.yaml").is_file():
             data = yaml.safe_load((place / "config.yaml").read_text())["data"]
             return Geometry(data["frames"], data["height"], data["width"], data.get("fps"), data.get("resize", "crop"))
-    index = json.loads((folder / "model_index.json").read_text())
+    told = folder / TOLD
+    index = json.loads((told if told.is_file() else folder / "model_index.json").read_text())
     return Geometry(*index["default_size"])
 
 
@@ -103,7 +105,7 @@ def model_clips(
     *,
     steps: int | Sequence[int] = 30,
     guidance_scale: float = 1.0,
-    solver: str = "euler",
+    solver: str | None = None,
     batch: int = 16,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -111,6 +113,7 @@ def model_clips(
     """Samples of a model with seeds `seed`, `seed` + 1, ... and the captions of real clips in their order.
 
     like: the real clips; where more samples are wanted they are gone through again. count: None: as many as them.
+    solver: as `Sampling`'s; None: "euler", or a fine-tuned pipeline's own scheduler.
 
     Raises:
         ValueError: a count, caption, size or number of steps that the model cannot serve.
@@ -121,9 +124,13 @@ def model_clips(
         raise ValueError(f"clips {count} is below 1")
     folder = newest_checkpoint(Path(path))
     pipeline = PyramidPipeline.from_pretrained(folder).to(device)
-    pipeline.set_progress_bar_config(disable=True)
+    if isinstance(pipeline, PyramidPipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        solver = solver or "euler"
+    else:
+        pipeline.check_options([] if solver is None else ["solver"])
     split_steps(steps, len(pipeline.pyramid))
-    pipeline.latent_shape(geometry[:3])
+    pipeline.check_size(geometry[:3])
     entries = [clip.source.entry for clip in itertools.islice(itertools.cycle(like), count)]
     sampling = Sampling(steps, guidance_scale, solver, batch)
     takes_captions = not isinstance(pipeline.conditioner, NoCondition)
@@ -135,7 +142,7 @@ def model_clips(
 
     source = {
         "kind": "samples",
-        "weights": _weights_digest(folder),
+        "weights": weights_digest(folder),
         "first_seed": seed,
         "steps": steps if isinstance(steps, int) else list(steps),
         "guidance_scale": guidance_scale,
@@ -155,8 +162,11 @@ def _whole(clip: Clip, geometry: Geometry) -> Tensor:
     return pictures.permute(3, 0, 1, 2).contiguous()
 
 
-def _weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
     """SHA-256 over what a pipeline is loaded from; the state of training beside it does not count."""
-    files = [folder / "model_index.json", *sorted(folder.glob("*/*.safetensors")), *sorted(folder.glob("*/*.json"))]
+    patterns = ("model_index.json", TOLD, LORA, "*/*.safetensors", "*/*.json")
+    files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
     lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}" for file in files]
+    if (folder / TOLD).is_file() and (base := json.loads((folder / TOLD).read_text())["base"]) != HERE:
+        lines.append(weights_digest(Path(base)) if Path(base).is_dir() else base)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

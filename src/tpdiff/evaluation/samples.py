@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.sampling.tuned import TunedPipeline
+from tpdiff.training.config import Config
 from tpdiff.training.trainer import Trainer
+
+AnyPipeline = PyramidPipeline | TunedPipeline
 
 
 @dataclass(frozen=True)
@@ -17,23 +22,28 @@ class Sampling:
     Attributes:
         steps: network evaluations of the solver, in all or a stage, coarsest first.
         guidance_scale: classifier-free guidance; 1 is none.
-        solver: "euler", "ddim" or "heun".
+        solver: "euler", "ddim" or "heun"; None: the pipeline's own scheduler, where that samples.
         batch: clips made at a time.
     """
 
     steps: int | Sequence[int] = 30
     guidance_scale: float = 1.0
-    solver: str = "euler"
+    solver: str | None = "euler"
     batch: int = 32
 
 
-def sampler(trainer: Trainer) -> PyramidPipeline:
+def sampler(trainer: Trainer) -> Any:
     """A pipeline over a copy of the averaged weights, in the precision it was trained in."""
-    return trainer.pipeline().lowered(torch.bfloat16 if trainer.config.train.precision == "bf16" else torch.float32)
+    return trainer.pipeline().lowered(precision(trainer.config))
+
+
+def precision(config: Config) -> torch.dtype:
+    """What a model trained so is sampled in."""
+    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
 
 
 def sampled_clips(
-    pipeline: PyramidPipeline, captions: Sequence[str | None], sampling: Sampling, seed: int = 0
+    pipeline: AnyPipeline, captions: Sequence[str | None], sampling: Sampling, seed: int = 0
 ) -> Iterator[Tensor]:
     """uint8 (B, 3, T, H, W), batch by batch, one clip a caption; the i-th clip depends on seed + i alone."""
     for first in range(0, len(captions), sampling.batch):
@@ -41,7 +51,7 @@ def sampled_clips(
 
 
 def sample_batch(
-    pipeline: PyramidPipeline,
+    pipeline: AnyPipeline,
     captions: Sequence[str | None],
     sampling: Sampling,
     seed: int = 0,
@@ -52,16 +62,17 @@ def sample_batch(
     size: (frames, height, width) in pixels; None: as trained.
     """
     frames, height, width = size
+    solver: dict[str, Any] = {} if sampling.solver is None else {"solver": sampling.solver}
     videos = pipeline(
         captions,
         steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
-        solver=sampling.solver,
         num_frames=frames,
         height=height,
         width=width,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(len(captions))],
         output_type="pt",
+        **solver,
     ).frames
     return frames_to_uint8(torch.as_tensor(videos)).transpose(1, 2).contiguous().cpu()
 

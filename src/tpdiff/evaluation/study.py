@@ -19,7 +19,7 @@ LONGEST_SLICE = 20.0
 
 
 class StudyData(Section):
-    """The set that is made for the study: `tpdiff data doom` or `tpdiff data digits`, half of it held out."""
+    """The set that is made for the study: `tpdiff data doom` or `tpdiff data digits`, `test_share` of it held out."""
 
     kind: Literal["doom", "digits"] = "doom"
     scenario: str = "basic"
@@ -28,6 +28,7 @@ class StudyData(Section):
     size: tuple[int, int] = (32, 48)
     frame_skip: int = Field(2, ge=1)
     pace: float = Field(1.0, gt=0, le=2)
+    test_share: float = Field(0.5, ge=0, le=0.5)
     seed: int = Field(0, ge=0)
 
 
@@ -106,11 +107,12 @@ def load_study(path: str | Path) -> Study:
     return study
 
 
-def make_data(study: Study, out: Path, progress: Any = None) -> Path:
-    """The study's set, made or continued. Half of it is the test split, which no arm ever trains on."""
-    data = study.data
+def make_data(data: StudyData, out: Path, progress: Any = None) -> Path:
+    """A study's set, made or continued. Its test split is what no arm ever trains on."""
     if data.kind == "digits":
-        return render_digits(out, clips=data.clips, frames=data.frames, test_share=0.5, seed=data.seed).folder
+        return render_digits(
+            out, clips=data.clips, frames=data.frames, test_share=data.test_share, seed=data.seed
+        ).folder
     return record_doom(
         out,
         clips=data.clips,
@@ -120,7 +122,7 @@ def make_data(study: Study, out: Path, progress: Any = None) -> Path:
         frame_skip=data.frame_skip,
         pace=data.pace,
         seed=data.seed,
-        test_share=0.5,
+        test_share=data.test_share,
         progress=progress,
     ).folder
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tpdiff.evaluation.markdown import joined, machine_line, number, table
 from tpdiff.evaluation.plots import COLORS
 from tpdiff.evaluation.study import Study, read_result
 from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached
@@ -63,7 +64,7 @@ def draw(study: Study, seeds: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _lines(study: Study, seeds: Sequence[Mapping[str, Any]], results: Path, command: str) -> list[str]:
     made, base = seeds[0]["made"], next(iter(study.arms))
     waiting = [s for s in study.seeds if s not in {r["seed"] for r in seeds}]
-    lines = [f"# {study.title}", "", f"Made by `{command}` on {_machine(made['machine'])}, {made['created'][:10]}."]
+    lines = [f"# {study.title}", "", f"Made by `{command}` on {machine_line(made['machine'])}, {made['created'][:10]}."]
     if waiting:
         lines += ["", f"**Seeds still to be run: {', '.join(map(str, waiting))}.**"]
     lines += [
@@ -108,17 +109,21 @@ def _final_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
         rows.append(
             [
                 arm,
-                _join(s["arms"][arm]["lr"] for s in seeds[:1]),
-                _join(f["distance"] for f in finals),
-                _join(f["kernel"] for f in finals),
-                _join(plateau(s["arms"][arm]["evaluations"]) for s in seeds),
-                _join(e["steps"] for e in last),
-                _join(e["flops"] / 1e15 for e in last),
+                joined(s["arms"][arm]["lr"] for s in seeds[:1]),
+                joined(f["distance"] for f in finals),
+                joined(f["kernel"] for f in finals),
+                joined(plateau(s["arms"][arm]["evaluations"]) for s in seeds),
+                joined(e["steps"] for e in last),
+                joined(e["flops"] / 1e15 for e in last),
             ]
         )
     floor = seeds[0]["arms"][next(iter(study.arms))]["final"]["floor"]
     heads = ["arm", "lr", f"distance, {study.final_clips} samples, by seed", "kernel distance", "plateau by seed"]
-    return [*_table([*heads, "steps", "PFLOP"], rows), "", f"Real against real at that number of clips: {_n(floor)}."]
+    return [
+        *table([*heads, "steps", "PFLOP"], rows),
+        "",
+        f"Real against real at that number of clips: {number(floor)}.",
+    ]
 
 
 def _difference_table(study: Study, seeds: Sequence[Mapping[str, Any]], base: str) -> list[str]:
@@ -127,11 +132,11 @@ def _difference_table(study: Study, seeds: Sequence[Mapping[str, Any]], base: st
         found = difference([s["paired"][arm] for s in seeds])
         verdict = "yes" if found.excludes_zero else "no"
         sooner = [reached(s["arms"][arm]["evaluations"], s["arms"][base]["evaluations"]) for s in seeds]
-        cells = [_join(r.ratios[axis] if r else None for r in sooner) for axis in AXES]
-        interval = f"{_n(found.mean)} [{_n(found.low)}, {_n(found.high)}]"
-        rows.append([arm, interval, _join(found.seeds), verdict, *cells])
+        cells = [joined(r.ratios[axis] if r else None for r in sooner) for axis in AXES]
+        interval = f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
+        rows.append([arm, interval, joined(found.seeds), verdict, *cells])
     heads = ["arm", "difference of distance, paired 95 % interval", "by seed", "excludes 0"]
-    return _table([*heads, "sooner in seconds, by seed", "in steps", "in operations"], rows)
+    return table([*heads, "sooner in seconds, by seed", "in steps", "in operations"], rows)
 
 
 def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -148,35 +153,19 @@ def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]
                 [
                     arm,
                     str(result["seed"]),
-                    f"{_n(final['distance'])} of {_n(one['evaluations'][0]['distance'])}",
+                    f"{number(final['distance'])} of {number(one['evaluations'][0]['distance'])}",
                     accuracy,
                     f"{motion['made']:.2f} (real {motion['real']:.2f})",
                     f"no: {', '.join(fails)}" if fails else "yes",
                 ]
             )
     heads = ["arm", "seed", "distance, of the untrained", "classifier's accuracy", "motion, pixels a frame"]
-    return _table([*heads, "learnt"], rows)
+    return table([*heads, "learnt"], rows)
 
 
 def _trial_table(study: Study, results: Path) -> list[str]:
     trials = [read_result(results / f"trial-{lr:g}.json") for lr in study.learning_rates]
     done = [t for t in trials if t.get("done")]
-    rows = [[arm, *(_n(t["arms"][arm]["distance"]) for t in done)] for arm in study.arms]
-    table = _table(["arm", *(f"{t['lr']:g}" for t in done)], rows)
-    return [f"Distance after {study.sweep_seconds:g} s, seed {study.sweep_seed}; each arm keeps its best.", "", *table]
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
-
-
-def _join(values: Any) -> str:
-    return " / ".join("never" if v is None else _n(v) for v in values)
-
-
-def _n(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
-
-
-def _machine(facts: Mapping[str, Any]) -> str:
-    return ", ".join(str(v) for k, v in facts.items() if k in ("cpu", "cores", "gpu") and v)
+    rows = [[arm, *(number(t["arms"][arm]["distance"]) for t in done)] for arm in study.arms]
+    made = table(["arm", *(f"{t['lr']:g}" for t in done)], rows)
+    return [f"Distance after {study.sweep_seconds:g} s, seed {study.sweep_seed}; each arm keeps its best.", "", *made]

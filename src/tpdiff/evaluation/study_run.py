@@ -2,26 +2,19 @@
 
 import datetime
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tpdiff.data import collate
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
+from tpdiff.evaluation.budget import operations, warm_up
 from tpdiff.evaluation.judge import Judge
-from tpdiff.evaluation.latency import count_flops
 from tpdiff.evaluation.samples import Sampling, sampler
 from tpdiff.evaluation.study import Study, read_result, write_result
-from tpdiff.training.clean import clean_pair
-from tpdiff.training.objective import stage_loss
 from tpdiff.training.progress import Status
-from tpdiff.training.randomness import sample_generators
-from tpdiff.training.trainee import Told
+from tpdiff.training.section import Section
 from tpdiff.training.trainer import Trainer
 
 Tell = Callable[[str, Status], None]
@@ -81,7 +74,7 @@ def run_trial(desk: Desk, lr: float) -> dict[str, Any]:
     flops = {name: warm_up(trainer) for name, trainer in arms.trainers.items()}
     _train(desk, arms, study.sweep_seconds)
     rows = {name: _measure(desk, t, flops[name], study.sweep_seed) for name, t in arms.trainers.items()}
-    result = {"lr": lr, "seed": study.sweep_seed, "arms": rows, "made": provenance(desk), "done": True}
+    result = {"lr": lr, "seed": study.sweep_seed, "arms": rows, "made": provenance(desk.study), "done": True}
     write_result(path, result)
     for name, row in rows.items():
         desk.say(f"lr {lr:g}: {name} {row['distance']:.3f} after {row['steps']} steps")
@@ -120,7 +113,7 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     if not any(trainer.step for trainer in arms.trainers.values()):  # new, or what was half done has lost its weights
         configs = {name: t.config.model_dump(mode="json") for name, t in arms.trainers.items()}
         rows = {n: {"lr": rates[n], "config": configs[n], "flops": flops[n], "evaluations": []} for n in configs}
-        result = {"seed": seed, "arms": rows, "made": provenance(desk), "protocol": desk.judge.protocol(desk.sampling)}
+        result = {"seed": seed, "arms": rows, "made": provenance(study), "protocol": desk.judge.protocol(desk.sampling)}
     for number in range(study.evaluations + 1):
         _train(desk, arms, study.seconds * number / study.evaluations)
         for name, trainer in arms.trainers.items():
@@ -134,9 +127,7 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     for name, trainer in arms.trainers.items():
         if "final" not in result["arms"][name]:
             desk.say(f"seed {seed}: {study.final_clips} samples of {name}")
-            final = desk.judge.verdict(
-                sampler(trainer), study.final_clips, desk.sampling, _noise_seed(seed), kept[name]
-            )
+            final = desk.judge.verdict(sampler(trainer), study.final_clips, desk.sampling, noise_seed(seed), kept[name])
             result["arms"][name]["final"] = final
             write_result(path, result)
     base, *others = arms.trainers
@@ -146,50 +137,12 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     return result
 
 
-def warm_up(trainer: Trainer) -> list[int]:
-    """Operations of training on one clip at each stage, finest first, counted by running a micro-batch of it once.
-
-    Latents that are kept are encoded now. All the memory that training will use is touched, so that the first slice
-    does not pay for it; the weights stay.
-    """
-    trainer.latents.encode_ahead(trainer.dataset)
-    sizes = trainer.mix.clips
-    counts = [count_flops(_stage_pass(trainer, stage, size)) // size for stage, size in enumerate(sizes)]
-    trainer.network.zero_grad(set_to_none=True)
-    return counts
-
-
-def _stage_pass(trainer: Trainer, stage: int, size: int) -> Callable[[], None]:
-    """A forward and backward pass of so many clips at a stage, all else done beforehand."""
-    batch = collate([trainer.dataset[i] for i in range(size)])
-    latents = trainer.latents.of_batch(batch)
-    told = Told(batch["caption"], batch.get("video"), latents, sample_generators(trainer.config.seed, batch["index"]))
-    denoise = trainer.trainee.denoiser(trainer.wrapped, told)
-
-    def step() -> None:
-        with trainer.accelerator.autocast():
-            clean, coarse = clean_pair(trainer.pyramid, latents, stage)
-            part = stage_loss(
-                denoise,
-                trainer.trainee.convention,
-                clean,
-                coarse,
-                stage,
-                batch["caption"],
-                trainer.config.train,
-                torch.Generator().manual_seed(stage),
-            )
-        part.loss.backward()
-
-    return step
-
-
-def provenance(desk: Desk) -> dict[str, Any]:
+def provenance(study: Section) -> dict[str, Any]:
     """When, where and from what a result was made."""
     return {
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": machine.describe(),
-        "study": desk.study.model_dump(mode="json"),
+        "study": study.model_dump(mode="json"),
     }
 
 
@@ -209,19 +162,17 @@ def _train(desk: Desk, arms: Arms, until: float) -> None:
 
 def _measure(desk: Desk, trainer: Trainer, flops: list[int], seed: int) -> dict[str, Any]:
     """The distance of an arm as it is now, with what it has cost so far."""
-    distance = desk.judge.distance(sampler(trainer), desk.study.clips, desk.sampling, _noise_seed(seed))
-    sizes = trainer.mix.clips
-    seen = Counter(stage for _, _, stage, _ in trainer.losses)
+    distance = desk.judge.distance(sampler(trainer), desk.study.clips, desk.sampling, noise_seed(seed))
     return {
         "seconds": trainer.seconds,
         "steps": trainer.step,
         "clips": trainer.samples,
         "tokens": trainer.tokens,
-        "flops": sum(flops[stage] * sizes[stage] * count for stage, count in seen.items()),
+        "flops": operations(trainer, flops),
         "distance": distance,
     }
 
 
-def _noise_seed(seed: int) -> int:
+def noise_seed(seed: int) -> int:
     """Samples of one study seed start from other noise than those of the next."""
     return 1_000_000 * (seed + 1)

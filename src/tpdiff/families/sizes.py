@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tpdiff.families.base import Family, Size
-from tpdiff.pyramid.geometry import AXIS_NAMES, check_video_size
+from tpdiff.pyramid.geometry import AXIS_NAMES, Geometry, check_video_size
 from tpdiff.pyramid.stages import Pyramid
 
 
@@ -34,12 +34,15 @@ def stage_sizes(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> list
 
 def check_whole(pipe: Any, family: Family, pyramid: Pyramid, size: Size, axes: Collection[int]) -> None:
     """Refuse a size that some stage cannot hold, along some axes."""
-    ratio, patch, multiples = (
-        [value if axis in axes else 1 for axis, value in enumerate(values)]
-        for values in (family.vae_ratio(pipe), family.patch(pipe), pyramid.multiples)
-    )
+    *factors, causal, causal_vae = geometry(pipe, family, pyramid)
+    multiples, patch, ratio = ([v if i in axes else 1 for i, v in enumerate(values)] for values in factors)
+    check_video_size(size, multiples, patch, ratio, causal, causal_vae)
+
+
+def geometry(pipe: Any, family: Family, pyramid: Pyramid) -> Geometry:
+    """What decides which sizes all stages can hold."""
     causal = pyramid.causal_time or (family.causal_vae and pyramid.multiples[0] == 1)  # over space alone: as stock
-    check_video_size(size, multiples, patch, ratio, causal, family.causal_vae)
+    return pyramid.multiples, family.patch(pipe), family.vae_ratio(pipe), causal, family.causal_vae
 
 
 def check_limits(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> None:

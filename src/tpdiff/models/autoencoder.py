@@ -36,7 +36,7 @@ def load_autoencoder(folder: str) -> nn.Module:
     return vae.eval().requires_grad_(False)
 
 
-_FRAMES, _SIDE = 16, 64  # of a probe, the first frame apart: any compression divides them
+_FRAMES, _SIDE = 48, 64  # of a probe, the first frame apart: any compression divides them
 
 
 @torch.no_grad()

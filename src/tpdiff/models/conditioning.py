@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from tpdiff.models.text import encode_prompts, load_text_encoder
@@ -148,6 +149,13 @@ class StoredText:
         if self._rest is None:
             self._rest = TextCondition(*load_text_encoder(self.source), self.max_length)
         return self._rest.encode(prompts, device, stored)
+
+
+def padded(text: Mapping[str, Tensor], length: int) -> States:
+    """States as `tpdiff cache` keeps them, up to the last token, at their length for the network."""
+    states, mask = text["prompt_embeds"], text["prompt_attention_mask"]
+    rest = length - len(mask)
+    return functional.pad(states, (0, 0, 0, rest)), functional.pad(mask, (0, rest))
 
 
 def _check_text(prompts: Sequence[Prompt]) -> None:

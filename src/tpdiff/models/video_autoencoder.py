@@ -8,35 +8,36 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
-TIME_KERNEL = 3
+STATISTICS = ("latents_mean", "latents_std")
 FIRST_LOGVAR = -6.0  # the posterior begins narrow, so that its noise does not drown latents that still say little
 
 
 class CausalBlock(nn.Module):
-    """x + time(silu(space(norm(x)))): 3 × 3 over space, then over this latent frame and the two before it.
+    """x + time(silu(space(norm(x)))): 3 × 3 over space, then over this latent frame and those just before it.
 
     The last convolution begins at zero, and the block as the identity.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, time_kernel: int):
         super().__init__()
+        self._before = time_kernel - 1
         self.scale = nn.Parameter(torch.ones(width, 1, 1, 1))
         self.space = nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1))
-        self.time = nn.Conv3d(width, width, (TIME_KERNEL, 1, 1))
+        self.time = nn.Conv3d(width, width, (time_kernel, 1, 1))
         nn.init.zeros_(self.time.weight)
         nn.init.zeros_(self.time.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         normed = functional.normalize(x.float(), dim=1).to(x.dtype) * x.shape[1] ** 0.5 * self.scale
         hidden = functional.silu(self.space(normed))
-        return x + self.time(functional.pad(hidden, (0, 0, 0, 0, TIME_KERNEL - 1, 0)))
+        return x + self.time(functional.pad(hidden, (0, 0, 0, 0, self._before, 0)))
 
 
 class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -48,6 +49,8 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         encoder_layers, decoder_layers: residual blocks.
         patch_size: p, pixels a side of one latent element.
         time_patch: r, frames a latent frame; the first latent frame holds the first frame alone.
+        time_kernel: latent frames that a convolution sees; 1 with r = 1 leaves every frame to itself, so that pipelines
+            around an autoencoder of pictures can have it.
         latents_mean, latents_std: of every channel, over training clips; None: not yet measured.
     """
 
@@ -60,6 +63,7 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         decoder_layers: int = 4,
         patch_size: int = 8,
         time_patch: int = 4,
+        time_kernel: int = 3,
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
     ):
@@ -67,21 +71,55 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self._patch = time_patch, patch_size
         values = 3 * time_patch * patch_size**2
         self.patch_in = nn.Conv3d(values, hidden_size, 1)
-        self.encoder = nn.Sequential(*(CausalBlock(hidden_size) for _ in range(encoder_layers)))
+        self.encoder = nn.Sequential(*(CausalBlock(hidden_size, time_kernel) for _ in range(encoder_layers)))
         self.to_posterior = nn.Conv3d(hidden_size, 2 * latent_channels, 1)
         self.from_latents = nn.Conv3d(latent_channels, hidden_size, 1)
-        self.decoder = nn.Sequential(*(CausalBlock(hidden_size) for _ in range(decoder_layers)))
+        self.decoder = nn.Sequential(*(CausalBlock(hidden_size, time_kernel) for _ in range(decoder_layers)))
         self.patch_out = nn.Conv3d(hidden_size, values, 1)
         with torch.no_grad():
             self.to_posterior.bias[latent_channels:] = FIRST_LOGVAR  # type: ignore[index]
 
+    @property
+    def config(self) -> Any:
+        """Its arguments, and what they are called in the autoencoders that diffusers' video pipelines expect."""
+        told = super().config
+        side = told["patch_size"]
+        names = {
+            "z_dim": told["latent_channels"],
+            "scale_factor_temporal": told["time_patch"],
+            "scale_factor_spatial": side,
+            "block_out_channels": (told["hidden_size"],) * side.bit_length(),  # one more than it halves the sides
+            "scaling_factor": 1.0,
+        }
+        return FrozenDict({**told, **names})
+
+    @torch.no_grad()
+    def fold_statistics(self) -> None:
+        """Work the measured mean and deviation of the latents into the weights: latents then have neither, for
+        pipelines that know of one scaling factor alone."""
+        if self.config.latents_mean is None:
+            return
+        mean, std = (torch.tensor(self.config[name]).to(self.to_posterior.bias) for name in STATISTICS)
+        narrow, wide, channels = self.to_posterior, self.from_latents, len(mean)
+        assert narrow.bias is not None and wide.bias is not None
+        narrow.bias[:channels] -= mean
+        narrow.bias[:channels] /= std
+        narrow.bias[channels:] -= 2 * std.log()
+        narrow.weight[:channels] /= std.view(-1, 1, 1, 1, 1)
+        wide.bias += wide.weight[:, :, 0, 0, 0] @ mean
+        wide.weight *= std.view(1, -1, 1, 1, 1)
+        self.register_to_config(**dict.fromkeys(STATISTICS))
+
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """Video (B, 3, 1 + rn, H, W) in [-1, 1] -> posterior of latents (B, C, 1 + n, H / p, W / p).
+        """Video (B, 3, 1 + rn, H, W) in [-1, 1] -> posterior of latents (B, C, 1 + n, H / p, W / p). Pictures
+        (B, 3, H, W) are videos of one frame, whose latents have no time axis either.
 
         Raises:
             ValueError: a size that patches do not fill.
         """
-        posterior = DiagonalGaussianDistribution(self.to_posterior(self.encoder(self.patch_in(self.patches(x)))))
+        picture = x.ndim == 4
+        moments = self.to_posterior(self.encoder(self.patch_in(self.patches(x.unsqueeze(2) if picture else x))))
+        posterior = DiagonalGaussianDistribution(moments.squeeze(2) if picture else moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def patches(self, x: Tensor) -> Tensor:
@@ -131,11 +169,11 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         narrow.bias[latents:] = FIRST_LOGVAR
 
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """Latents (B, C, 1 + n, h, w) -> video (B, 3, 1 + rn, h p, w p), about [-1, 1]."""
+        """Latents (B, C, 1 + n, h, w) -> video (B, 3, 1 + rn, h p, w p), about [-1, 1]; (B, C, h, w) -> pictures."""
         r, p = self._patch
-        x = self.patch_out(self.decoder(self.from_latents(z)))
+        x = self.patch_out(self.decoder(self.from_latents(z.unsqueeze(2) if z.ndim == 4 else z)))
         x = x.unflatten(1, (3, r, p, p)).permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
-        video = x[:, :, r - 1 :]
+        video = x[:, :, r - 1 :].squeeze(2) if z.ndim == 4 else x[:, :, r - 1 :]
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -88,6 +88,10 @@ def check_axis(
     )
 
 
+Triple = tuple[int, int, int]
+Geometry = tuple[Triple, Triple, Triple, bool, bool]  # what `check_video_size` asks for behind the size, in its order
+
+
 def check_video_size(
     size: Sequence[int],
     pyramid: Sequence[int],

@@ -103,6 +103,13 @@ class Asker:
         spans = self.family.networks(self.pipe)
         return {name: spans[name] for name in self.networks}
 
+    @property
+    def text_options(self) -> dict[str, Any]:
+        """What decides, of the arguments of every call, what a prompt is encoded to."""
+        takes = inspect.signature(stock_class(self.pipe).encode_prompt).parameters  # type: ignore[attr-defined]
+        names = [name for name in takes if name in self._options and name not in OURS and "negative" not in name]
+        return {name: self._options[name] for name in names if self._options[name] is not None}
+
     def times(self, t: Tensor) -> Tensor:
         """The times that the network can be told: t (B,), or the next noisier whole timesteps', float64 (MATH 3)."""
         return times_told(self.base, t)

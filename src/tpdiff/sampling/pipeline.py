@@ -233,6 +233,10 @@ class PyramidPipeline(DiffusionPipeline):
         latents = latents / self.config.latent_scale
         return (latents if self.vae is None else decode_video(self.vae, latents)).clamp(-1, 1)
 
+    def check_size(self, size: Sequence[int]) -> None:
+        """Raise ValueError for (num_frames, height, width) in pixels that some stage cannot hold."""
+        self.latent_shape(size)
+
     def latent_shape(self, size: Sequence[int]) -> tuple[int, int, int, int]:
         """(C, t, h, w) of the latents of a video of `size` (num_frames, height, width) in pixels.
 

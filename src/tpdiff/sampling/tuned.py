@@ -13,7 +13,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
@@ -25,6 +24,8 @@ from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.apply import apply_pyramid, remove_pyramid, stock_class
+from tpdiff.sampling.stock import is_hollow, load_stock
+from tpdiff.schedulers import PyramidScheduler
 
 TOLD = "tpdiff.json"
 LORA = "pytorch_lora_weights.safetensors"
@@ -45,6 +46,7 @@ class Tuned:
         default_size: (num_frames, height, width) in pixels that it was trained at.
         fps: frames a second of its training clips.
         options: arguments of every call.
+        per_stage_target: the network's flow is per unit of a stage's own time (`train.target=per_stage`).
     """
 
     base: str
@@ -55,6 +57,7 @@ class Tuned:
     default_size: list[int]
     fps: float
     options: dict[str, Any] = field(default_factory=dict)
+    per_stage_target: bool = False
 
 
 class TunedPipeline:
@@ -85,6 +88,9 @@ class TunedPipeline:
         self.pyramid = Pyramid.from_config(told.pyramid)
         self.pipe.register_modules(**{told.component: network})
         if len(self.pyramid) > 1:
+            if not isinstance(self.pipe.scheduler, PyramidScheduler):
+                scheduler = PyramidScheduler(self.pipe.scheduler, self.pyramid, per_stage_target=told.per_stage_target)
+                self.pipe.scheduler = scheduler
             apply_pyramid(self.pipe, self.pyramid)
         self.pipe.set_progress_bar_config(disable=True)
 
@@ -110,6 +116,10 @@ class TunedPipeline:
     def whole(self) -> TunedPipeline:
         """The same, saved as a whole stock pipeline in place of the network alone."""
         return TunedPipeline(self.pipe, self.network, replace(self.config, base=HERE), None, self.device)
+
+    def check_size(self, size: tuple[int, int, int]) -> None:
+        """Raise ValueError for (num_frames, height, width) in pixels that some stage cannot hold."""
+        stage_sizes(self.pipe, find_family(self.pipe), self.pyramid, size)
 
     @torch.no_grad()
     def __call__(
@@ -145,13 +155,15 @@ class TunedPipeline:
             told["negative_prompt"] = [negative_prompt] * len(prompts)
         if "frame_rate" in takes:
             told.setdefault("frame_rate", self.config.fps)
-        self._check(told, takes)
+        self.check_options(told)
         frames, high, wide = (told[name] for name in AXIS_NAMES)
-        stage_sizes(self.pipe, find_family(self.pipe), self.pyramid, (frames, high, wide))
+        self.check_size((frames, high, wide))
         if len(self.pyramid) > 1:
             apply_pyramid(self.pipe, self.pyramid, counts)
         told["num_inference_steps"] = sum(counts)
         parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        if any(map(is_hollow, parts)):
+            raise ValueError("this pipeline was opened without what encodes and decodes: save it and load that")
         device = self.pipe._execution_device if self.device is None else self.device
         lower = torch.autocast(device.type, self.dtype) if self.dtype is not None else contextlib.nullcontext()
         with moved(() if self.device is None else parts, device), lower, _staged_adapters(self):
@@ -171,9 +183,11 @@ class TunedPipeline:
             stock_class(self.pipe).save_lora_weights(str(_adapter_folder(place, name)), **layers)  # type: ignore[attr-defined]
         (place / TOLD).write_text(json.dumps(asdict(told), indent=1))
 
-    def _check(self, told: Collection[str], takes: Collection[str]) -> None:
-        """Refuse what the stock pipeline is not asked for, and a picture that is missing."""
-        kind = stock_class(self.pipe).__name__
+    def check_options(self, told: Collection[str]) -> None:
+        """Raise ValueError for the name of an argument that the stock pipeline does not take, and for a picture that
+        is missing."""
+        stock = stock_class(self.pipe)
+        kind, takes = stock.__name__, inspect.signature(stock.__call__).parameters
         if "solver" in told:
             scheduler = self.pipe.scheduler
             own = getattr(scheduler, "base", scheduler)
@@ -210,18 +224,6 @@ def load_tuned(folder: Path, dtype: torch.dtype = torch.float32) -> TunedPipelin
     for name in told.adapters:
         pipe.load_lora_weights(str(_adapter_folder(folder, name)), adapter_name=name, **second)
     return TunedPipeline(pipe, getattr(pipe, told.component), told)
-
-
-def load_stock(path: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A diffusers pipeline from a folder or the hub, safetensors only.
-
-    Raises:
-        ValueError: none is there.
-    """
-    try:
-        return DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no diffusers pipeline in {path!r}: {' '.join(str(error).split())}") from error
 
 
 def adapter_name(stage: int | None) -> str:

@@ -13,7 +13,8 @@ from tpdiff.training.section import Section
 
 class AutoencoderModelConfig(Section):
     """The network, `tpdiff.models.video_autoencoder.VideoAutoencoder`: patches of `time_patch` frames and
-    `patch_size`² pixels become one latent of `latent_channels` each.
+    `patch_size`² pixels become one latent of `latent_channels` each. With `time_patch` and `time_kernel` 1 every frame
+    is left to itself.
     """
 
     latent_channels: int = Field(32, ge=1)
@@ -22,6 +23,7 @@ class AutoencoderModelConfig(Section):
     decoder_layers: int = Field(4, ge=0)
     patch_size: Literal[4, 8, 16] = 8
     time_patch: Literal[1, 2, 4, 8] = 4
+    time_kernel: Literal[1, 3] = 3
 
 
 class AutoencoderTrainConfig(Section):

@@ -15,7 +15,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -32,8 +32,8 @@ from tpdiff.data.shards import read_listing
 from tpdiff.files import write_whole
 from tpdiff.training.cache_settings import cache_settings, difference, open_buckets
 from tpdiff.training.cache_workers import make_shards, one_thread
-from tpdiff.training.clip_encoder import ClipEncoder
 from tpdiff.training.config import Config
+from tpdiff.training.pipeline_encoder import open_encoder
 from tpdiff.training.progress import clock
 from tpdiff.training.shard_maker import Source
 
@@ -106,7 +106,9 @@ def make_cache(
     started, out, data = time.monotonic(), Path(out), config.data
     if workers < 1:
         raise ValueError(f"workers {workers} is below 1; nearest: 1")
-    encoder = ClipEncoder(config)
+    if not data.path:
+        raise ValueError("data.path is required, the folder of videos to encode")
+    encoder = open_encoder(config)
     buckets = open_buckets(config, encoder)
     found = scan(data.path, data.split, pictures=buckets.pictures)
     if config.condition.kind != "none":
@@ -114,21 +116,22 @@ def make_cache(
     check_share(found, data.max_bad_share)
     settings = cache_settings(config, encoder)
     with one_thread():
-        empty = None if encoder.text is None else encoder.states("")
+        empty = encoder.states("")
     del encoder
     bad = [BadFile(_within(file.path, data.path), file.reason) for file in found.skipped]
     done, files, encoded, clips = 0, 0, 0, {}
     with _begun(out, settings, shards, len(found.entries)) as head:
         plan = _plan(found.entries, data.path, head["count"])
         _clear(out, plan)
-        for update in make_shards(config, buckets, out, plan, workers, stop):
-            done, files, encoded = done + len(update.shards), files + update.files, encoded + update.encoded
-            fresh = [file for shard in update.shards for file in _bad(out, shard)]
-            if fresh:
-                bad += fresh
-                _check_bad(found, bad, config)
-            if report is not None and (update.files or update.encoded):
-                report(CacheStatus(files, len(found.entries), encoded, time.monotonic() - started))
+        with closing(make_shards(config, buckets, out, plan, workers, stop)) as updates:
+            for update in updates:
+                done, files, encoded = done + len(update.shards), files + update.files, encoded + update.encoded
+                fresh = [file for shard in update.shards for file in _bad(out, shard)]
+                if fresh:
+                    bad += fresh
+                    _check_bad(found, bad, config)
+                if report is not None and (update.files or update.encoded):
+                    report(CacheStatus(files, len(found.entries), encoded, time.monotonic() - started))
         if done == len(plan):
             clips = _finish(out, plan, config, head, empty, bad)
     seconds = time.monotonic() - started

@@ -1,16 +1,15 @@
 """What decides the contents of a cache, and whether a run may train on it."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from tpdiff.data import ClipDataset, DataError, ShardDataset
 from tpdiff.data.buckets import Bucket, Buckets
-from tpdiff.pyramid.geometry import axis_rules, largest_video_size
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.training.clip_encoder import ClipEncoder
 from tpdiff.training.config import Config, DataConfig
-from tpdiff.training.setup import check_sizes, open_dataset
+from tpdiff.training.pipeline_encoder import open_encoder
+from tpdiff.training.setup import open_dataset
 
 KINDS = ("none", "label", "text")  # of conditions; a cache for a later one serves the earlier
 TEXT = ("condition.encoder", "condition.max_length")
@@ -19,8 +18,7 @@ STAGES = ("pyramid.factors", "pyramid.resize", "pyramid.causal_time")
 
 def cache_settings(config: Config, encoder: ClipEncoder) -> dict[str, Any]:
     """Everything that decides what the shards of some videos hold, by dotted name, in JSON values."""
-    data, condition, pyramid = config.data, config.condition, config.pyramid
-    autoencoder, text = encoder.identities
+    data = config.data
     pixel, auto = data.stages == "pixel", data.buckets == "auto"
     factors = [list(stage) for stage in encoder.pyramid.factors]
     return {
@@ -30,14 +28,12 @@ def cache_settings(config: Config, encoder: ClipEncoder) -> dict[str, Any]:
         "data.starts": data.starts,
         "data.split": data.split,
         "data.stages": data.stages,
-        "model.autoencoder": autoencoder,
-        "condition.kind": condition.kind,
-        "condition.encoder": text,
-        "condition.max_length": condition.max_length if text else None,
+        "condition.kind": config.condition.kind,
+        **encoder.settings,
         "pyramid.factors": factors if pixel else None,
-        "pyramid.resize": pyramid.resize if pixel else None,
-        "pyramid.causal_time": pyramid.causal_time if pixel else None,
-        "legal sizes": [list(rule) for rule in _rules(config, encoder)] if auto else None,
+        "pyramid.resize": config.pyramid.resize if pixel else None,
+        "pyramid.causal_time": encoder.pyramid.causal_time if pixel else None,
+        "legal sizes": encoder.size_rules if auto else None,
     }
 
 
@@ -68,11 +64,9 @@ def open_buckets(config: Config, encoder: ClipEncoder) -> Buckets:
     Raises:
         ValueError: a size that the autoencoder, the patches or some stage cannot hold.
     """
-    choices, ratio = explicit_buckets(config.data), encoder.ratio
-    check_sizes(config, encoder.pyramid.multiples, ratio, choices)
-    causal = bool(config.pyramid.causal_time), ratio[0] > 1
-    legal = partial(_largest, encoder.pyramid.multiples, config.model.patch_size, ratio, *causal)
-    return Buckets(choices or None, _most(config.data), legal)
+    choices = explicit_buckets(config.data)
+    encoder.check(choices)
+    return Buckets(choices or None, _most(config.data), encoder.largest)
 
 
 def explicit_buckets(data: DataConfig) -> tuple[Bucket, ...]:
@@ -84,12 +78,12 @@ def explicit_buckets(data: DataConfig) -> tuple[Bucket, ...]:
 
 def _wanted(config: Config, cache: Mapping[str, Any]) -> dict[str, Any]:
     """What a cache's settings must be for a run: the run's own, where they matter to it."""
-    encoder = ClipEncoder(config)
+    encoder = open_encoder(config, None)
     wanted = cache_settings(config, encoder)
     del wanted["legal sizes"]
     if cache.get("condition.kind") in KINDS[KINDS.index(config.condition.kind) :]:
         del wanted["condition.kind"]
-    if config.condition.kind != "text":
+    if config.condition.kind != "text" and config.pretrained is None:
         wanted = {key: value for key, value in wanted.items() if key not in TEXT}
     if _begins_like(cache, wanted, encoder.pyramid):
         wanted = {key: value for key, value in wanted.items() if key not in STAGES}
@@ -106,21 +100,3 @@ def _begins_like(cache: Mapping[str, Any], wanted: Mapping[str, Any], pyramid: P
 
 def _most(data: DataConfig) -> Bucket:
     return Bucket(data.frames, data.height, data.width)
-
-
-def _rules(config: Config, encoder: ClipEncoder) -> list[tuple[dict[str, int], int]]:
-    ratio = encoder.ratio
-    causal = bool(config.pyramid.causal_time), ratio[0] > 1
-    return axis_rules(encoder.pyramid.multiples, config.model.patch_size, ratio, *causal)
-
-
-def _largest(
-    multiples: tuple[int, int, int],
-    patch: tuple[int, int, int],
-    ratio: tuple[int, int, int],
-    causal_time: bool,
-    causal_vae: bool,
-    size: Bucket,
-) -> Bucket | None:
-    found = largest_video_size(size, multiples, patch, ratio, causal_time, causal_vae)
-    return None if found is None else Bucket(*found)

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -14,8 +14,8 @@ import torch
 
 from tpdiff.data.buckets import Buckets
 from tpdiff.training.batches import free_worker
-from tpdiff.training.clip_encoder import ClipEncoder
 from tpdiff.training.config import Config
+from tpdiff.training.pipeline_encoder import open_encoder
 from tpdiff.training.shard_maker import ShardMaker, Source
 
 AWAKE = 0.5  # seconds between two updates where nothing happens
@@ -37,7 +37,7 @@ def make_shards(
     plan: Mapping[str, Sequence[Source]],
     workers: int,
     stop: Callable[[], bool],
-) -> Iterator[Update]:
+) -> Generator[Update, None, None]:
     """Make the shards of a plan, each in one of `workers` processes; ends early, after those under way, on a stop.
 
     Raises:
@@ -82,6 +82,13 @@ def make_shards(
             process.join()
 
 
+def usual_workers(config: Config) -> int:
+    """How many processes encode where nobody says: one a core; one a GPU, or one, for a pretrained pipeline, of which
+    each process holds the encoders.
+    """
+    return (os.cpu_count() or 1) if config.pretrained is None else max(1, torch.cuda.device_count())
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Sums in one order, so that the same clip gives the same bits on any number of cores."""
@@ -112,12 +119,14 @@ def _work(config: Config, buckets: Buckets, out: Path, number: int, pipe: Connec
     devices = torch.cuda.device_count()
     try:
         with one_thread():
-            encoder = ClipEncoder(config, f"cuda:{number % devices}" if devices else "cpu")
+            encoder = open_encoder(config, f"cuda:{number % devices}" if devices else "cpu")
             maker = ShardMaker(encoder, buckets, out, lambda files, clips: pipe.send((None, files, clips)))
             while True:
                 name, sources = pipe.recv()
                 maker.make(name, sources)
                 pipe.send((name, 0, 0))
+    except (EOFError, ConnectionError):
+        pass  # nobody listens any more
     except (ValueError, OSError) as error:
         pipe.send(error)
 

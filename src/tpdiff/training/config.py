@@ -273,15 +273,16 @@ class Config(Section):
             )
         if self.pretrained is None:
             check_prediction(self.train, self.diffusion.prediction)
-        if self.data.latents != "none" and self.model.autoencoder is None and self.pretrained is None:
+        encoded = self.model.autoencoder is not None or self.pretrained is not None
+        if self.data.latents != "none" and not encoded:
             raise ValueError(
                 f"data.latents={self.data.latents} keeps what model.autoencoder encodes; set that, or none"
             )
-        if self.data.stages == "pixel" and self.model.autoencoder is None and self.pretrained is None:
+        if self.data.stages == "pixel" and not encoded:
             raise ValueError("data.stages=pixel encodes every stage with model.autoencoder; set that, or latent")
         if self.data.stages == "pixel" and self.data.latents != "none" and self.data.shards is None:
             raise ValueError("data.stages=pixel is kept by tpdiff cache only; set data.latents=none, or data.shards")
-        if self.data.shards is not None and self.model.autoencoder is None:
+        if self.data.shards is not None and not encoded:
             raise ValueError("data.shards holds latents; set model.autoencoder, which they were encoded with")
         if self.validation.on and not self.data.path:
             raise ValueError("validation needs the videos themselves; set data.path, or leave validation off")

@@ -10,6 +10,7 @@ from tpdiff.data import ClipDataset, ShardDataset, to_float
 from tpdiff.models.autoencoder import compression, fingerprint, load_autoencoder
 from tpdiff.models.memory import moved
 from tpdiff.pyramid.stages import Pyramid
+from tpdiff.sampling.stock import is_hollow
 from tpdiff.training.clean import Clean, encode_stages
 from tpdiff.training.config import Config
 from tpdiff.training.latent_cache import LatentCache, MemoryCache, open_latent_cache
@@ -54,11 +55,15 @@ class Latents:
         self.ratio = (1, 1, 1)
         self.scale, self.device = config.model.latent_scale, device
         if autoencoder is not None:
-            self.autoencoder = autoencoder if config.offload else autoencoder.to(device)
+            stays = config.offload or is_hollow(autoencoder)
+            self.autoencoder = autoencoder if stays else autoencoder.to(device)
         elif config.model.autoencoder is not None:
             self.autoencoder = load_autoencoder(config.model.autoencoder).to(device)
         if self.autoencoder is not None:
-            self.identity = fingerprint(self.autoencoder)
+            if autoencoder is not None and isinstance(dataset, ShardDataset):
+                self.identity = dataset.settings["model.autoencoder"]  # it may have no weights
+            else:
+                self.identity = fingerprint(self.autoencoder)
             channels, self.ratio = compression(self.autoencoder)
         if autoencoder is None:
             buckets = dataset.buckets if isinstance(dataset, ShardDataset) else ()

@@ -1,11 +1,11 @@
 """Fine-tuning a diffusers pipeline stage by stage: whole, in part, or by low-rank matrices beside its weights."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
-import torch
+from accelerate.utils import set_seed
 from peft import LoraConfig as PeftConfig
 from PIL import Image
 from torch import Tensor, nn
@@ -14,16 +14,16 @@ from tpdiff.data import ClipDataset, ShardDataset
 from tpdiff.families.sizes import stage_sizes
 from tpdiff.models.memory import moved
 from tpdiff.pyramid.noise import randn
-from tpdiff.pyramid.stages import Pyramid
-from tpdiff.sampling.asking import Asker, Condition
+from tpdiff.sampling.asking import Condition
 from tpdiff.sampling.loop import Denoiser
-from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name, load_stock
-from tpdiff.schedulers.runs import start_level
+from tpdiff.sampling.stock import is_hollow
+from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.config import Config, check_prediction
 from tpdiff.training.latents import Latents
-from tpdiff.training.objective import Convention, staged
+from tpdiff.training.objective import Convention
 from tpdiff.training.pretrained_config import LoraConfig
+from tpdiff.training.pretrained_pipeline import encodes, open_pipeline, pipeline_stages
 from tpdiff.training.setup import frame_rate
 from tpdiff.training.trainee import Told
 
@@ -41,8 +41,9 @@ class Pretrained:
     def __init__(self, config: Config):
         assert config.pretrained is not None
         self.config, self.wanted = config, config.pretrained
-        pipe = load_stock(self.wanted.path, getattr(torch, self.wanted.dtype))
-        self.pipe, self.asker = pipe, Asker(pipe, self.wanted.guidance, **self.wanted.options)
+        encoded = config.data.shards is not None and not config.validation.on
+        self.asker = open_pipeline(config, encodes if encoded else None)
+        self.pipe = pipe = self.asker.pipe
         check_prediction(config.train, self.asker.prediction_type)
         self.family, self.autoencoder = self.asker.family, pipe.vae
         self.name = _component(self.asker.networks, self.wanted.network)
@@ -52,7 +53,7 @@ class Pretrained:
             raise ValueError(f"{type(pipe).__name__} cannot load low-rank matrices; leave out pretrained.lora")
         self.span = self.asker.spans[self.name]
         self.patch_size = self.family.patch(pipe)
-        pyramid = self._pyramid()
+        pyramid = pipeline_stages(config, self.asker)
         given = self.family.from_picture(pipe) and self.family.picture_kept(pipe)
         self.convention = Convention(pyramid, self.asker.prediction_type, self._times, int(given))
         data = config.data
@@ -69,19 +70,24 @@ class Pretrained:
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         self.fps = self.config.data.fps or frame_rate(dataset)
         self.device = latents.device
+        if isinstance(dataset, ShardDataset):
+            for bucket in dataset.buckets:
+                stage_sizes(self.pipe, self.family, self.convention.pyramid, bucket)
+            assert dataset.empty_prompt is not None  # `open_source` saw to it
+            self._conditions[None] = dataset.empty_prompt
         if not self.wanted.offload:
             for encoder in (*self._encoders(text=True), *self._encoders(text=False)):
-                encoder.to(self.device)
+                if not is_hollow(encoder):
+                    encoder.to(self.device)
 
     def check(self, prompts: Sequence[str | None]) -> None:
         """Any text can be told."""
 
     def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
-        conditions = self._encoded(told.prompts)
+        conditions = self._encoded(told.prompts, told.known)
         pictures = None
         if self.family.from_picture(self.pipe):
-            if told.video is None:
-                raise ValueError("pictures are first frames, which shards do not keep: train on the videos")
+            assert told.video is not None  # shards of such a pipeline are not made
             pictures = [_picture(clip) for clip in told.video]
         pyramid = self.convention.pyramid
 
@@ -122,28 +128,11 @@ class Pretrained:
             default_size=[data.frames, data.height, data.width],
             fps=self.fps,
             options=self._options(),
+            per_stage_target=self.config.train.target == "per_stage",
         )
         return TunedPipeline(self.pipe, network, told, device=self.device)
 
     # Inside
-
-    def _pyramid(self) -> Pyramid:
-        """The configured stages, their starts at times that the network can be told (MATH 3)."""
-        wanted = self.config.pyramid.causal_time
-        causal = self.family.causal_vae if wanted is None else wanted
-        pyramid = staged(self.config, self.asker.schedule, causal)
-        if len(pyramid) > 1:
-            ends = [stage.end for stage in pyramid.stages[1:]]
-            starts = [start_level(self.asker.base, pyramid, k).t for k in range(len(pyramid) - 1)]
-            pyramid = replaced(pyramid, ends, starts)
-        self.family.check(self.pipe, pyramid)
-        plain = pyramid.multiples[0] > 1 and not pyramid.causal_time
-        if self.config.data.stages == "pixel" and self.family.causal_vae and plain:
-            raise ValueError(
-                "data.stages=pixel with an autoencoder that keeps the first frame whole needs stages that keep it; "
-                "nearest: pyramid.causal_time=true, or data.stages=latent"
-            )
-        return pyramid
 
     def _times(self, t: Tensor, stage: int) -> Tensor:
         """Drawn times, moved into the part of the stage that falls to this network, as it can be told them."""
@@ -173,11 +162,9 @@ class Pretrained:
 
     def _prepare(self) -> None:
         """Say what of the network is trained, and freeze all else."""
-        for name, component in self.pipe.components.items():
+        for component in self.pipe.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False)
-                if name == "vae":
-                    component.float()
         network = self.network
         follows = self.config.train.distillation > 0 and self.wanted.lora is None
         self._frozen = copy.deepcopy(network).eval() if follows else None
@@ -190,6 +177,7 @@ class Pretrained:
                 some = next(iter(dict(network.named_parameters())))
                 raise ValueError(f"no parameter of {self.name} is named like {', '.join(patterns)}; one is {some}")
         else:
+            set_seed(self.config.seed)  # whatever was drawn while the pipeline was opened
             stages = range(len(self.convention.pyramid)) if self.wanted.lora.per_stage else [None]
             for stage in stages:
                 _add_adapter(network, self.name, self.wanted.lora, adapter_name(stage))
@@ -199,13 +187,13 @@ class Pretrained:
             p.requires_grad_(True)
         network.train()
 
-    def _encoded(self, prompts: Sequence[str | None]) -> list[Condition]:
-        """What the pipeline's text encoders make of prompts, kept on the CPU."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._conditions]
+    def _encoded(self, prompts: Sequence[str | None], known: Mapping[str, Condition]) -> list[Condition]:
+        """What the pipeline's text encoders make of prompts, kept on the CPU; those that are known are not encoded."""
+        new = [p for p in dict.fromkeys(prompts) if p not in self._conditions and p not in known]
         if new:
             with moved(self._encoders(text=True), self.device):
                 self._conditions.update(zip(new, self.asker.encode(new, self.device), strict=True))
-        return [self._conditions[p] for p in prompts]
+        return [self._conditions[p] if p is None or p not in known else known[p] for p in prompts]
 
     def _encoders(self, text: bool) -> list[nn.Module]:
         """What encodes prompts, or clips and pictures."""
@@ -225,11 +213,6 @@ class Pretrained:
     def _options(self) -> dict[str, Any]:
         told = {} if self.wanted.guidance is None else {"guidance_scale": self.wanted.guidance}
         return dict(self.wanted.options) | told
-
-
-def replaced(pyramid: Pyramid, ends: Sequence[float], starts: Sequence[float]) -> Pyramid:
-    """The same stages between other times."""
-    return Pyramid.from_config({**pyramid.config(), "ends": list(ends), "starts": list(starts)})
 
 
 def unwrapped(network: Any) -> Any:

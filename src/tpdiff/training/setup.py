@@ -5,8 +5,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
 from tpdiff.data import ClipDataset, ShardDataset
-from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition, StoredText, TextCondition
+from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition, StoredText, TextCondition, padded
 from tpdiff.models.text import load_text_encoder
 from tpdiff.pyramid.geometry import check_video_size
 from tpdiff.training import checkpoint as ckpt
@@ -47,18 +49,16 @@ def build_conditioner(config: Config, dataset: ClipDataset | ShardDataset) -> Co
         return LabelCondition(dataset.captions)
     if isinstance(dataset, ShardDataset):
         assert dataset.empty_prompt is not None  # `open_source` saw to it
-        return StoredText(condition.encoder, condition.max_length, dataset.empty_prompt)
+        empty = padded(dataset.empty_prompt, condition.max_length)
+        return StoredText(condition.encoder, condition.max_length, empty)
     text = TextCondition(*load_text_encoder(condition.encoder), condition.max_length)
     text.encode([None, *dataset.captions[:100_000]], "cpu")
     return text
 
 
-def known_text(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The token states that come with a batch, by caption; {} for none."""
-    if "prompt_embeds" not in batch:
-        return {}
-    states = zip(batch["prompt_embeds"], batch["prompt_attention_mask"], strict=True)
-    return dict(zip(batch["caption"], states, strict=True))
+def known_text(batch: Mapping[str, Any]) -> dict[str, Mapping[str, Tensor]]:
+    """What comes with a batch of its captions, encoded, by caption; {} for nothing."""
+    return dict(zip(batch["caption"], batch["text"], strict=True)) if "text" in batch else {}
 
 
 def check_sizes(

@@ -100,7 +100,7 @@ class ShardMaker:
             )
         fps = self.data.fps or info.fps
         clips: list[dict[str, Any]] = []
-        states = self._states(source)
+        states = self.encoder.states(source.caption or "")
         for start in _starts(length, bucket, self.data.starts):
             seconds = times[start] if self.data.fps is None else start / self.data.fps
             try:
@@ -132,7 +132,7 @@ class ShardMaker:
 
     def _copy(self, source: Source, before: dict[str, Any], shard: ShardWriter) -> Iterator[dict[str, Any]]:
         """The records of clips taken over from the shard as it was, with the caption as it is now."""
-        states = self._states(source) if source.caption != before["caption"] else None
+        states = self.encoder.states(source.caption or "") if source.caption != before["caption"] else None
         with (self.out / shard.path.name).open("rb") as old:
             for clip in before["clips"]:
                 old.seek(clip["offset"])
@@ -142,9 +142,6 @@ class ShardMaker:
                     facts = json.loads(members[FACTS]) | {"caption": source.caption}
                     sample = _sample(facts, members[LATENTS], states)
                 yield {"start": clip["start"], "bucket": clip["bucket"], **shard.add(sample)._asdict()}
-
-    def _states(self, source: Source) -> bytes | None:
-        return None if self.encoder.text is None else self.encoder.states(source.caption or "")
 
 
 def read_receipt(out: Path, name: str) -> dict[str, Any] | None:

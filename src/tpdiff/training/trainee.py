@@ -1,14 +1,14 @@
 """What a trainer trains: a network, how captions reach it, and what a checkpoint of it is."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tpdiff.data import ClipDataset, ShardDataset
-from tpdiff.models.conditioning import Known, LabelCondition
+from tpdiff.models.conditioning import LabelCondition, padded
 from tpdiff.models.video_dit import VideoDiT
 from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.sampling.loop import Denoiser
@@ -29,14 +29,14 @@ class Told:
         video: the clips, uint8 (B, 3, T, H, W), of whose first frames pictures are made; None: only latents are kept.
         latents: theirs at full size, (B, C, t, h, w), or of each stage.
         generators: one a clip.
-        known: prompts that were encoded before.
+        known: prompts that were encoded before, as `tpdiff cache` keeps them.
     """
 
     prompts: Sequence[str | None]
     video: Tensor | None
     latents: Clean
     generators: Sequence[torch.Generator]
-    known: Known | None = None
+    known: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +120,8 @@ class OwnNetwork:
         self.conditioner.check(prompts)
 
     def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
-        condition = self.conditioner.encode(told.prompts, told.device, told.known)
+        known = {caption: padded(text, self.config.condition.max_length) for caption, text in told.known.items()}
+        condition = self.conditioner.encode(told.prompts, told.device, known)
         return plain_denoiser(network, self.network.config, self.convention.pyramid, condition)
 
     def original(self, told: Told) -> None:

@@ -1,0 +1,107 @@
+"""An ablation, as a file: variants of a recipe, each trained by the same number of operations or sampled otherwise."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from tpdiff.evaluation.study import StudyData
+from tpdiff.pyramid.operators import Ratio
+from tpdiff.recipes import recipe_path
+from tpdiff.training.config import Config
+from tpdiff.training.load_config import load_config
+from tpdiff.training.section import Section
+
+Jump = Literal["corrected", "plain", "printed"]
+
+
+class Variant(Section):
+    """What is compared.
+
+    Attributes:
+        overrides: changes of the recipe it is trained by, `section.key=value`.
+        of: the variant whose weights it samples from, instead of training.
+        jump: how stages are entered: "corrected" (MATH 3), "plain" (rescaled and upsampled alone), or "printed" (the
+            coefficient as TPDiff's Eq. 15 prints it).
+        spectral: (T, H, W) factors of a pyramid whose levels follow from the spectrum of the latents, without training.
+        tolerance: of such a pyramid.
+    """
+
+    overrides: list[str] = Field(default_factory=list)
+    of: str | None = None
+    jump: Jump = "corrected"
+    spectral: list[Ratio] | None = None
+    tolerance: float = Field(0.03, gt=0, lt=1)
+
+
+class Ablation(Section):
+    """Variants that share a recipe, data, seeds and training operations.
+
+    Attributes:
+        name: of its folders.
+        title: of its page.
+        recipe: the recipe all variants share, by name.
+        overrides: changes for all.
+        data: the set.
+        variants: by name; the first is what the others are compared with.
+        operations: of each trained variant's training, in units of 1e12.
+        steps: totals of sampling steps at each of which all are judged, the last the one that differences are taken at.
+        seeds: of training, samples and intervals.
+        clips: samples of each.
+    """
+
+    name: str
+    title: str
+    recipe: str
+    overrides: list[str] = Field(default_factory=list)
+    data: StudyData = StudyData()
+    variants: dict[str, Variant] = Field(min_length=2)
+    operations: float = Field(gt=0)
+    steps: list[int] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    clips: int = Field(2048, ge=65)
+
+    @model_validator(mode="after")
+    def _all_are_there(self) -> "Ablation":
+        for name, variant in self.variants.items():
+            if variant.of is not None and (variant.of == name or variant.of not in self.trained):
+                raise ValueError(
+                    f"{name} samples of {variant.of!r}, which is not trained; choose {', '.join(self.trained)}"
+                )
+            if variant.of is not None and variant.overrides:
+                raise ValueError(f"{name} is not trained, so that its overrides would do nothing; leave them out")
+        return self
+
+    @property
+    def trained(self) -> list[str]:
+        """Variants with weights of their own."""
+        return [name for name, variant in self.variants.items() if variant.of is None]
+
+    def config(self, variant: str, data: Path, seed: int, steps: int) -> Config:
+        """The resolved configuration of a trained variant.
+
+        Raises:
+            ValueError: the recipe or a change is illegal.
+        """
+        own = [f"data.path={data}", f"seed={seed}", f"train.steps={steps}", "train.seconds=null"]
+        fixed = ["log.checkpoint_every_steps=1000", "log.keep_checkpoints=1"]
+        overrides = [*self.overrides, *self.variants[variant].overrides, *own, *fixed]
+        return load_config(recipe_path(self.recipe), overrides)
+
+
+def load_ablation(path: str | Path) -> Ablation:
+    """Read an ablation's YAML and try the configuration of every variant.
+
+    Raises:
+        ValueError: what is wrong in it.
+    """
+    try:
+        values: Any = yaml.safe_load(Path(path).read_text())
+        study = Ablation.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    for name in study.trained:
+        study.config(name, Path("data"), study.seeds[0], 1)
+    return study

@@ -1,0 +1,152 @@
+"""The page of an ablation: a table of variants, their differences from the first, and distance against operations."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tpdiff.evaluation.ablation import Ablation
+from tpdiff.evaluation.markdown import joined, machine_line, number, table
+from tpdiff.evaluation.plots import COLORS
+from tpdiff.evaluation.study import read_result
+from tpdiff.evaluation.study_figures import difference
+
+PLOT = "fronts.png"
+Results = Mapping[str, Sequence[Mapping[str, Any]]]  # of each variant, one a seed
+
+
+def finished(study: Ablation, results: Path) -> Results:
+    """The finished results of every variant that has any, in the study's order, by seed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in study.variants:
+        read = [read_result(results / f"seed-{seed}" / f"{name}.json") for seed in study.seeds]
+        if done := [result for result in read if result.get("done")]:
+            found[name] = done
+    return found
+
+
+def write_page(study: Ablation, results: Path, command: str) -> Path:
+    """Write results/README.md and its plot from what is finished; returns the page.
+
+    Raises:
+        ValueError: nothing is finished.
+    """
+    found = finished(study, results)
+    if not found:
+        raise ValueError(f"no variant is finished in {results}")
+    draw(study, found, results / PLOT)
+    page = results / "README.md"
+    page.write_text("\n".join(_lines(study, found, command)) + "\n")
+    return page
+
+
+def draw(study: Ablation, found: Results, path: Path) -> None:
+    """Distance against operations of a clip, a line a variant, a dot a seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    plot = figure.add_subplot()
+    for place, (name, seeds) in enumerate(found.items()):
+        color, style = COLORS[place % len(COLORS)], ("-", "--", ":")[place // len(COLORS) % 3]
+        x = np.array([[_at(s, steps)["sampling_flops"] / 1e9 for steps in study.steps] for s in seeds])
+        y = np.array([[_at(s, steps)["distance"] for steps in study.steps] for s in seeds])
+        plot.plot(x.mean(0), y.mean(0), style, color=color, label=name)
+        plot.scatter(x, y, s=10, color=color, alpha=0.5)
+    plot.set_xlabel("GFLOP a clip")
+    plot.set_ylabel("Fréchet distance")
+    plot.set_xscale("log")
+    plot.set_yscale("log")
+    plot.grid(alpha=0.2)
+    plot.legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _lines(study: Ablation, found: Results, command: str) -> list[str]:
+    first = next(iter(found.values()))[0]
+    made, base, last = first["made"], next(iter(study.variants)), study.steps[-1]
+    waiting = [
+        f"{name} (seed {seed})"
+        for name in study.variants
+        for seed in study.seeds
+        if seed not in {r["seed"] for r in found.get(name, ())}
+    ]
+    lines = [f"# {study.title}", "", f"Made by `{command}` on {machine_line(made['machine'])}, {made['created'][:10]}."]
+    if waiting:
+        lines += ["", f"**Still to be run: {', '.join(waiting)}.**"]
+    return [
+        *lines,
+        "",
+        f"Every trained variant has had {study.operations:g} TFLOP of training (recipe `{study.recipe}`); those "
+        f"sampled from another's weights say so. All are judged by {study.clips} samples from the same noise and "
+        "captions. Lower distances are better.",
+        "",
+        f"![distance against operations of a clip]({PLOT})",
+        "",
+        "## Distance by sampling steps, by seed",
+        "",
+        *_distances(study, found),
+        "",
+        f"Real against real at that number of clips: {number(_at(first, last)['floor'])}.",
+        "",
+        f"## Against {base}, at {last} steps",
+        "",
+        *_differences(study, found, base),
+        "",
+        "## What the clips show",
+        "",
+        *_shown(study, found),
+        "",
+        "## Protocol",
+        "",
+        *(f"- {key}: {value}" for key, value in first["protocol"].items()),
+    ]
+
+
+def _distances(study: Ablation, found: Results) -> list[str]:
+    rows = []
+    for name, seeds in found.items():
+        variant, told = study.variants[name], seeds[0].get("training")
+        trained = f"{told['optimizer_steps']} steps" if told else f"from {variant.of}"
+        cells = [
+            f"{joined(_at(s, n)['distance'] for s in seeds)} ({_at(seeds[0], n)['sampling_flops'] / 1e9:.3g} GFLOP)"
+            for n in study.steps
+        ]
+        rows.append([name, trained, *cells])
+    return table(["variant", "trained", *(f"{steps} steps" for steps in study.steps)], rows)
+
+
+def _differences(study: Ablation, found: Results, base: str) -> list[str]:
+    rows = []
+    for name, seeds in found.items():
+        pairs = [pair for s in seeds if (pair := _at(s, study.steps[-1]).get("paired"))]
+        if name == base or not pairs:
+            continue
+        one = difference(pairs)
+        verdict = "undecided" if not one.excludes_zero else "better" if one.mean < 0 else "worse"
+        interval = f"{number(one.mean)} [{number(one.low)}, {number(one.high)}]"
+        rows.append([name, interval, joined(one.seeds), verdict])
+    return table(["variant", "difference of distance, paired 95 % interval", "by seed", "it is"], rows)
+
+
+def _shown(study: Ablation, found: Results) -> list[str]:
+    rows = []
+    for variant, seeds in found.items():
+        finals = [_at(s, study.steps[-1]) for s in seeds]
+        cells = [
+            f"{joined(f['figures'][name]['made'] for f in finals)} (real {number(figure['real'])})"
+            for name, figure in finals[0]["figures"].items()
+            if name in ("flicker", "motion_magnitude")
+        ]
+        accuracy = "; ".join(
+            f"{fact} {joined(f['accuracy'][fact]['made'] for f in finals)} (real {a['real']:.2f})"
+            for fact, a in finals[0]["accuracy"].items()
+        )
+        rows.append([variant, *(cells or ["", ""]), accuracy])
+    return table(["variant", "flicker", "motion, pixels a frame", "classifier's accuracy"], rows)
+
+
+def _at(result: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
+    judged: Mapping[str, Any] = result["judged"][str(steps)]
+    return judged

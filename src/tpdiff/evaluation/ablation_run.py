@@ -1,0 +1,138 @@
+"""Carrying out an ablation: every variant of every seed is one finished file, never redone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tpdiff.evaluation.ablation import Ablation, Variant
+from tpdiff.evaluation.budget import operations, steps_within
+from tpdiff.evaluation.judge import Judge
+from tpdiff.evaluation.jumps import JUMPS
+from tpdiff.evaluation.latency import count_flops
+from tpdiff.evaluation.samples import Sampling, precision, sample_batch, sampler
+from tpdiff.evaluation.spectra import measure_folder
+from tpdiff.evaluation.study import read_result, write_result
+from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
+from tpdiff.pyramid.spectral import spectral_pyramid
+from tpdiff.pyramid.spectrum import Spectrum
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.training.progress import Status
+from tpdiff.training.setup import open_dataset
+from tpdiff.training.trainer import Trainer
+
+TERA = 1e12
+
+
+@dataclass
+class AblationDesk:
+    """Where an ablation is carried out.
+
+    Attributes:
+        study: what is compared.
+        data: the set's folder.
+        work: checkpoints and samples' figures; may be lost without losing a finished result.
+        results: one JSON a seed and variant.
+        judge: takes the figures.
+        say: told of every result, in words.
+        tell: told of every run's progress.
+        on_trainer: is handed every trainer before it runs, so that a signal can stop it.
+    """
+
+    study: Ablation
+    data: Path
+    work: Path
+    results: Path
+    judge: Judge
+    say: Callable[[str], None] = print
+    tell: Callable[[str, Status], None] | None = None
+    on_trainer: Callable[[Trainer], None] = lambda trainer: None
+    spectrum: Spectrum | None = None
+
+    def file(self, seed: int, variant: str) -> Path:
+        """Where a variant's result is kept."""
+        return self.results / f"seed-{seed}" / f"{variant}.json"
+
+
+def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
+    """One variant: trained, or sampled from another's weights, and judged at every number of steps.
+
+    Raises:
+        Interrupted: a stop was asked for; everything up to the last step is kept.
+        ValueError: the variant whose weights it needs is not trained yet.
+    """
+    study, path = desk.study, desk.file(seed, name)
+    result = read_result(path)
+    if result.get("done"):
+        return result
+    variant, out = study.variants[name], desk.work / f"seed-{seed}"
+    result = result or {"seed": seed, "variant": name, "made": provenance(study), "judged": {}}
+    if variant.of is None:
+        pipeline, result["training"] = _trained(desk, seed, name, out / name)
+    else:
+        if not read_result(desk.file(seed, variant.of)).get("done"):
+            raise ValueError(f"{name} samples from {variant.of}, which is not finished for seed {seed}; run that first")
+        pipeline = _pipeline(desk, seed, variant.of, out / variant.of)
+    pipeline.pyramid = _pyramid(desk, pipeline, variant)
+    result["protocol"] = desk.judge.protocol(Sampling(study.steps[-1]))
+    base = next(iter(study.variants))
+    for steps in study.steps:
+        if str(steps) in result["judged"]:
+            continue
+        sampling = Sampling(steps)
+        rows = out / "rows" / name / str(steps)
+        verdict = desk.judge.verdict(pipeline, study.clips, sampling, noise_seed(seed), rows)
+        verdict["sampling_flops"] = clip_flops(pipeline, desk.judge, sampling)
+        compared = out / "rows" / base / str(steps)
+        if name != base and compared.is_dir():
+            verdict["paired"] = desk.judge.paired(compared, rows, seed)
+        result["judged"][str(steps)] = verdict
+        write_result(path, result)
+        desk.say(f"seed {seed}: {name} at {steps} steps: {verdict['distance']:.1f}")
+    result["done"] = True
+    write_result(path, result)
+    return result
+
+
+def clip_flops(pipeline: Any, judge: Judge, sampling: Sampling) -> int:
+    """Operations of sampling one clip, text and pixels included."""
+    caption = judge.captions(1)
+    return count_flops(lambda: sample_batch(pipeline, caption, sampling))
+
+
+def _trained(desk: AblationDesk, seed: int, name: str, out: Path) -> tuple[Any, dict[str, Any]]:
+    study = desk.study
+    wanted = study.config(name, desk.data, seed, 1)
+    dataset = open_dataset(wanted)
+    steps, flops = steps_within(wanted, out, study.operations * TERA, dataset)
+    config = study.config(name, desk.data, seed, steps)
+    trainer = Trainer(config, out, resume=(out / "config.yaml").exists(), dataset=dataset)
+    desk.on_trainer(trainer)
+    tell = desk.tell
+    trainer.run(report=None if tell is None else lambda status: tell(name, status))
+    trainer.save()
+    if trainer.stop_requested:
+        raise Interrupted
+    cost = {"optimizer_steps": trainer.step, "seconds": trainer.seconds, "flops": operations(trainer, flops)}
+    return sampler(trainer), cost | {"config": config.model_dump(mode="json")}
+
+
+def _pipeline(desk: AblationDesk, seed: int, name: str, out: Path) -> Any:
+    """Another variant's weights, in the precision it is sampled in."""
+    config = desk.study.config(name, desk.data, seed, 1)
+    return PyramidPipeline.from_pretrained(out).lowered(precision(config))
+
+
+def _pyramid(desk: AblationDesk, pipeline: Any, variant: Variant) -> Any:
+    """The stages that a variant is sampled through."""
+    config = pipeline.pyramid.config()
+    if variant.spectral is not None:
+        if desk.spectrum is None:
+            data = desk.study.config(desk.study.trained[0], desk.data, 0, 1)
+            if data.model.autoencoder is None:
+                raise ValueError("a spectral pyramid is measured on latents: set model.autoencoder")
+            size = data.data.frames, data.data.height, data.data.width
+            desk.spectrum = measure_folder(desk.data / "train", data.model.autoencoder, size)
+        made = spectral_pyramid(desk.spectrum, pipeline.pyramid.schedule, variant.spectral, variant.tolerance)
+        config = made.config()
+    return JUMPS[variant.jump].from_config(config)

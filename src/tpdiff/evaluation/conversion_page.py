@@ -1,0 +1,211 @@
+"""The page of a study of conversion: its claim, its tables, and distance against what a clip costs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tpdiff.evaluation.conversion import ConversionStudy
+from tpdiff.evaluation.conversion_run import LAST_PART, ORIGINAL
+from tpdiff.evaluation.markdown import joined, machine_line, number, table
+from tpdiff.evaluation.plots import COLORS
+from tpdiff.evaluation.study import read_result
+from tpdiff.evaluation.study_figures import difference
+
+PLOT = "distance.png"
+MARGIN, PLATEAU = 0.05, 0.02
+Seeds = Sequence[Mapping[str, Any]]
+
+
+def finished(study: ConversionStudy, results: Path) -> list[dict[str, Any]]:
+    """The results of all seeds that are finished, in the study's order."""
+    found = [read_result(results / f"seed-{seed}.json") for seed in study.seeds]
+    return [result for result in found if result.get("done")]
+
+
+def loss_bound(seeds: Seeds, name: str) -> float:
+    """The upper end of the one-sided 95 % interval of a variant's distance less the original's, over the original's.
+
+    Args:
+        seeds: finished results; their bootstrap draws are averaged.
+        name: the variant.
+    """
+    draws = np.mean([s["paired"][ORIGINAL][name]["replicates"] for s in seeds], axis=0)
+    return float(np.percentile(draws, 95) / np.mean([_final(s, ORIGINAL)["distance"] for s in seeds]))
+
+
+def improvement(result: Mapping[str, Any]) -> float:
+    """The part of its distance that the original lost in the last fifth of its training."""
+    early, last = result["early"]["final"]["distance"], _final(result, ORIGINAL)["distance"]
+    return float((early - last) / early)
+
+
+def write_page(study: ConversionStudy, results: Path, command: str) -> Path:
+    """Write results/README.md and its plot from what is finished; returns the page.
+
+    Raises:
+        ValueError: no seed is finished.
+    """
+    seeds = finished(study, results)
+    if not seeds:
+        raise ValueError(f"no seed is finished in {results}")
+    draw(seeds, results / PLOT)
+    page = results / "README.md"
+    page.write_text("\n".join(_lines(study, seeds, command)) + "\n")
+    return page
+
+
+def draw(seeds: Seeds, path: Path) -> None:
+    """Distance against operations of a clip: a dot a seed, a ring for their mean."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    plot = figure.add_subplot()
+    for place, name in enumerate(seeds[0]["variants"]):
+        color, marker = COLORS[place % len(COLORS)], "os^Dv"[place // len(COLORS)]
+        x = [s["variants"][name]["sampling_flops"] / 1e9 for s in seeds]
+        y = [_final(s, name)["distance"] for s in seeds]
+        plot.scatter(x, y, s=14, color=color, marker=marker, alpha=0.5)
+        label = f"{name} ({_steps(seeds[0]['variants'][name]['steps'])})"
+        plot.scatter(np.mean(x), np.mean(y), s=70, facecolors="none", edgecolors=color, marker=marker, label=label)
+    plot.set_xlabel("GFLOP a clip")
+    plot.set_ylabel("Fréchet distance")
+    plot.set_yscale("log")
+    plot.grid(alpha=0.2)
+    plot.legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _lines(study: ConversionStudy, seeds: Seeds, command: str) -> list[str]:
+    made, claimed = seeds[0]["made"], next(iter(study.arms))
+    waiting = [s for s in study.seeds if s not in {r["seed"] for r in seeds}]
+    lines = [f"# {study.title}", "", f"Made by `{command}` on {machine_line(made['machine'])}, {made['created'][:10]}."]
+    if waiting:
+        lines += ["", f"**Seeds still to be run: {', '.join(map(str, waiting))}.**"]
+    return [
+        *lines,
+        "",
+        f"An original is trained without stages and sampled at {study.steps} steps. Each arm trains on from it by at "
+        f"most {study.budget:.0%} of the operations of its training; arms with stages are sampled at "
+        f"{_steps(study.staged_steps)} steps, coarsest first. All are judged by {study.clips} samples from the same "
+        "noise and captions. Lower distances are better.",
+        "",
+        f"![distance against operations of a clip]({PLOT})",
+        "",
+        "## The claim",
+        "",
+        *_claim(seeds, claimed),
+        "",
+        "## Every variant",
+        "",
+        *_variants(study, seeds),
+        "",
+        f"Real against real at that number of clips: {number(_final(seeds[0], ORIGINAL)['floor'])}.",
+        "",
+        f"## {claimed} against the others",
+        "",
+        *_against(seeds, claimed),
+        "",
+        "## Had the original learnt all it could?",
+        "",
+        *_plateau(seeds),
+        "",
+        "## What the clips show",
+        "",
+        *_shown(seeds),
+        "",
+        "## Protocol",
+        "",
+        *(f"- {key}: {value}" for key, value in seeds[0]["protocol"].items()),
+    ]
+
+
+def _claim(seeds: Seeds, claimed: str) -> list[str]:
+    bound = loss_bound(seeds, claimed)
+    cheaper = [_cost(s, ORIGINAL) / _cost(s, claimed) for s in seeds]
+    faster = [s["seconds"]["ratio"] for s in seeds]
+    found = difference([s["paired"][ORIGINAL][claimed] for s in seeds])
+    held = "holds" if bound <= MARGIN else "does not hold"
+    return [
+        f"With one-sided 95 % confidence, {claimed} loses at most {MARGIN:.0%} of the original's distance: **{held}**. "
+        f"The bound is {bound:+.1%} (difference {number(found.mean)}, by seed {joined(found.seeds)}). "
+        f"A clip takes {joined(cheaper)} times fewer operations and {joined(faster)} times less time "
+        f"({seeds[0]['seconds']['clips']} clips at once, medians of {len(seeds[0]['seconds']['rounds'][ORIGINAL])} "
+        "rounds in turns)."
+    ]
+
+
+def _variants(study: ConversionStudy, seeds: Seeds) -> list[str]:
+    rows = []
+    for name, row in seeds[0]["variants"].items():
+        spent = [_training(s, name) for s in seeds]
+        shares = [t["flops"] / _training(s, ORIGINAL)["flops"] for t, s in zip(spent, seeds, strict=True) if t]
+        bound = "" if name == ORIGINAL else f"{loss_bound(seeds, name):+.1%}"
+        rows.append(
+            [
+                name,
+                _steps(row["steps"]),
+                joined(_cost(s, name) / 1e9 for s in seeds[:1]),
+                joined(t["optimizer_steps"] for t in spent if t),
+                "" if name == ORIGINAL or not shares else f"{max(shares):.1%}",
+                joined(_final(s, name)["distance"] for s in seeds),
+                bound,
+                joined(_final(s, name)["kernel"] for s in seeds),
+            ]
+        )
+    heads = ["variant", "sampling steps", "GFLOP a clip", "training steps", "of the original's operations"]
+    return table([*heads, "distance by seed", "loses at most (one-sided 95 %)", "kernel distance"], rows)
+
+
+def _against(seeds: Seeds, claimed: str) -> list[str]:
+    rows = []
+    for name in seeds[0]["paired"][claimed]:
+        found = difference([s["paired"][claimed][name] for s in seeds])  # the other's less the claimed one's
+        interval = f"{number(-found.mean)} [{number(-found.high)}, {number(-found.low)}]"
+        verdict = "better" if found.low > 0 else "worse" if found.high < 0 else "undecided"
+        rows.append([name, interval, joined(-value for value in found.seeds), verdict])
+    return table(["against", f"difference of {claimed}, paired 95 % interval", "by seed", "it is"], rows)
+
+
+def _plateau(seeds: Seeds) -> list[str]:
+    rows = []
+    for s in seeds:
+        early, last = s["early"], _final(s, ORIGINAL)
+        steps = f"{early['steps']} of {_training(s, ORIGINAL)['optimizer_steps']}"
+        cells = [number(early["final"]["distance"]), number(last["distance"]), f"{improvement(s):.1%}"]
+        rows.append([str(s["seed"]), steps, *cells, "yes" if improvement(s) < PLATEAU else "no"])
+    heads = ["seed", f"steps at {LAST_PART:.0%}", "distance there", "at the end", "improvement"]
+    return table([*heads, f"below {PLATEAU:.0%}"], rows)
+
+
+def _shown(seeds: Seeds) -> list[str]:
+    rows = []
+    for name in seeds[0]["variants"]:
+        for s in seeds:
+            final = _final(s, name)
+            motion = final["figures"].get("motion_magnitude")
+            accuracy = "; ".join(
+                f"{fact} {a['made']:.2f} (real {a['real']:.2f})" for fact, a in final.get("accuracy", {}).items()
+            )
+            moved = f"{motion['made']:.2f} (real {motion['real']:.2f})" if motion else ""
+            rows.append([name, str(s["seed"]), accuracy, moved])
+    return table(["variant", "seed", "classifier's accuracy", "motion, pixels a frame"], rows)
+
+
+def _final(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    final: Mapping[str, Any] = result["variants"][name]["final"]
+    return final
+
+
+def _training(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return result["variants"][name].get("training", {})
+
+
+def _cost(result: Mapping[str, Any], name: str) -> float:
+    return float(result["variants"][name]["sampling_flops"])
+
+
+def _steps(steps: int | Sequence[int]) -> str:
+    return str(steps) if isinstance(steps, int) else "-".join(map(str, steps))

@@ -1,0 +1,232 @@
+"""Carrying out a study of conversion: an original a seed, its conversions, and the controls, all judged alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from tpdiff.data import ClipDataset
+from tpdiff.evaluation.budget import operations, steps_within, warm_up
+from tpdiff.evaluation.conversion import ConversionStudy
+from tpdiff.evaluation.judge import Judge
+from tpdiff.evaluation.latency import count_flops, measure
+from tpdiff.evaluation.samples import Sampling, sample_batch, sampler
+from tpdiff.evaluation.study import read_result, write_result
+from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.sampling.tuned import TunedPipeline
+from tpdiff.training.checkpoint import write_pipeline
+from tpdiff.training.config import Config
+from tpdiff.training.progress import Status
+from tpdiff.training.trainer import Trainer
+
+ORIGINAL, FEWER, FREE = "original", "original, fewer steps", "training-free"
+LAST_PART = 0.8  # of the original's training, after which its distance is taken a first time
+SLICE_SECONDS = 5.0
+ROUNDS, TIMED_CLIPS = 5, 8
+
+
+@dataclass
+class ConversionDesk:
+    """Where a study of conversion is carried out.
+
+    Attributes:
+        study: what is compared.
+        data: the set's folder.
+        work: checkpoints and samples' figures; may be lost without losing a finished result.
+        results: one JSON a seed.
+        judge: takes the figures.
+        build: (seed, folder) writes the original's pipeline, its network's weights random.
+        say: told of every result, in words.
+        tell: told of every run's progress.
+        on_trainer: is handed every trainer before it runs, so that a signal can stop it.
+    """
+
+    study: ConversionStudy
+    data: Path
+    work: Path
+    results: Path
+    judge: Judge
+    build: Callable[[int, Path], None]
+    say: Callable[[str], None] = print
+    tell: Callable[[str, Status], None] | None = None
+    on_trainer: Callable[[Trainer], None] = lambda trainer: None
+    _datasets: dict[int, ClipDataset] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> Sampling:
+        """How the original is sampled."""
+        return Sampling(self.study.steps, solver=None, batch=self.study.batch)
+
+    @property
+    def staged(self) -> Sampling:
+        """How what has stages is sampled."""
+        return replace(self.plain, steps=tuple(self.study.staged_steps))
+
+
+def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
+    """One original, converted in every way. Whatever is finished is never redone.
+
+    Raises:
+        Interrupted: a stop was asked for; everything up to the last step is kept.
+    """
+    path = desk.results / f"seed-{seed}.json"
+    result = read_result(path)
+    if result.get("done"):
+        return result
+    out = desk.work / f"seed-{seed}"
+    result = result or {"seed": seed, "made": provenance(desk.study), "variants": {}}
+    result.setdefault("protocol", desk.judge.protocol(desk.plain))
+
+    def keep() -> None:
+        write_result(path, result)
+
+    _train_original(desk, seed, out, result, keep)
+    pretrained = out / "pretrained"
+    for arm in desk.study.arms:
+        _train_arm(desk, seed, arm, out, result, keep)
+    claimed = next(iter(desk.study.arms))
+    original = _open(pretrained)
+    free = TunedPipeline(original.pipe, original.network, replace(original.config, pyramid=_pyramid(out / claimed)))
+    budget = _sampling_flops(free, desk, desk.staged)
+    each = _sampling_flops(_open(pretrained), desk, replace(desk.plain, steps=2)) / 2
+    fewer = replace(desk.plain, steps=max(1, round(budget / each)))
+    for name, pipeline, sampling in ((FEWER, _open(pretrained), fewer), (FREE, free, desk.staged)):
+        if name not in result["variants"]:
+            row = {"steps": sampling.steps, "final": _judge(desk, pipeline, sampling, seed, out, name)}
+            result["variants"][name] = row
+            keep()
+    for name, row in result["variants"].items():
+        if "sampling_flops" not in row:
+            one = free if name == FREE else _open(pretrained if name in (ORIGINAL, FEWER) else out / name)
+            row["sampling_flops"] = _sampling_flops(one, desk, replace(desk.plain, steps=row["steps"]))
+            keep()
+    if "seconds" not in result:
+        result["seconds"] = _times(desk, _open(pretrained), _open(out / claimed))
+    rows = out / "rows"
+    against = {ORIGINAL: list(result["variants"]), claimed: list(result["variants"])}
+    result["paired"] = {
+        base: {name: desk.judge.paired(rows / base, rows / name, seed) for name in names if name != base}
+        for base, names in against.items()
+    }
+    result["done"] = True
+    keep()
+    return result
+
+
+def _train_original(
+    desk: ConversionDesk, seed: int, out: Path, result: dict[str, Any], keep: Callable[[], None]
+) -> None:
+    """Train it, take its distance after `LAST_PART` and at the end, and write it as a stock pipeline."""
+    if ORIGINAL in result["variants"] and (out / "pretrained").is_dir():
+        return
+    base = out / "base"
+    if not base.is_dir():
+        desk.build(seed, base)
+    config = desk.study.original_config(desk.data, base, seed)
+    trainer = _open_trainer(desk, config, out / ORIGINAL, seed)
+    flops, steps = warm_up(trainer), config.train.steps
+    assert steps is not None
+    early = result.setdefault("early", {})
+    if "final" not in early:
+        _train(desk, trainer, ORIGINAL, int(LAST_PART * steps))
+        final = _judge(desk, sampler(trainer), desk.plain, seed, out, f"{ORIGINAL} early")
+        early.update(steps=trainer.step, final=final)
+        keep()
+    _train(desk, trainer, ORIGINAL, steps)
+    write_pipeline(out / "pretrained", trainer.pipeline().whole())
+    cost = _cost(trainer, flops)
+    row = {"steps": desk.study.steps, "final": _judge(desk, sampler(trainer), desk.plain, seed, out, ORIGINAL)}
+    result["variants"][ORIGINAL] = row | {"training": cost}
+    keep()
+
+
+def _train_arm(
+    desk: ConversionDesk, seed: int, arm: str, out: Path, result: dict[str, Any], keep: Callable[[], None]
+) -> None:
+    """Train on from the original for a share of its operations."""
+    if arm in result["variants"] and (out / arm).is_dir():
+        return
+    budget = desk.study.budget * result["variants"][ORIGINAL]["training"]["flops"]
+    wanted = desk.study.arm_config(arm, desk.data, out / "pretrained", seed, 1)
+    steps, flops = steps_within(wanted, out / arm, budget, _dataset(desk, wanted))
+    config = desk.study.arm_config(arm, desk.data, out / "pretrained", seed, steps)
+    trainer = _open_trainer(desk, config, out / arm, seed)
+    _train(desk, trainer, arm, steps)
+    sampling = desk.staged if len(trainer.pyramid) > 1 else desk.plain
+    row = {"steps": sampling.steps, "final": _judge(desk, sampler(trainer), sampling, seed, out, arm)}
+    result["variants"][arm] = row | {"training": _cost(trainer, flops)}
+    keep()
+
+
+def _train(desk: ConversionDesk, trainer: Trainer, name: str, until: int) -> None:
+    """Up to so many steps, with a checkpoint there."""
+    desk.on_trainer(trainer)
+    tell = desk.tell
+    while trainer.step < until and not trainer.stop_requested:
+        trainer.run(SLICE_SECONDS, None if tell is None else lambda status: tell(name, status))
+    trainer.save()
+    if trainer.stop_requested:
+        raise Interrupted
+
+
+def _judge(desk: ConversionDesk, pipeline: Any, sampling: Sampling, seed: int, out: Path, name: str) -> dict[str, Any]:
+    final = desk.judge.verdict(pipeline, desk.study.clips, sampling, noise_seed(seed), out / "rows" / name)
+    desk.say(f"seed {seed}: {name} at {sampling.steps} steps: {final['distance']:.1f}")
+    return final
+
+
+def _open_trainer(desk: ConversionDesk, config: Config, out: Path, seed: int) -> Trainer:
+    return Trainer(config, out, resume=(out / "config.yaml").exists(), dataset=_dataset(desk, config))
+
+
+def _dataset(desk: ConversionDesk, config: Config) -> ClipDataset:
+    from tpdiff.training.setup import open_dataset
+
+    if config.seed not in desk._datasets:
+        desk._datasets[config.seed] = open_dataset(config)
+    return desk._datasets[config.seed]
+
+
+def _cost(trainer: Trainer, flops: Sequence[int]) -> dict[str, Any]:
+    return {
+        "config": trainer.config.model_dump(mode="json"),
+        "optimizer_steps": trainer.step,
+        "seconds": trainer.seconds,
+        "flops": operations(trainer, flops),
+        "flops_of_a_clip": list(flops),
+    }
+
+
+def _open(folder: Path) -> TunedPipeline:
+    """A trained pipeline, in the precision it was trained in."""
+    pipeline: TunedPipeline = PyramidPipeline.from_pretrained(folder)
+    return pipeline.lowered(torch.bfloat16)
+
+
+def _pyramid(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = _open(folder).config.pyramid
+    return config
+
+
+def _sampling_flops(pipeline: TunedPipeline, desk: ConversionDesk, sampling: Sampling) -> int:
+    """Operations of the networks for one clip, text and pixels included."""
+    caption = desk.judge.captions(1)
+    return count_flops(lambda: sample_batch(pipeline, caption, sampling))
+
+
+def _times(desk: ConversionDesk, original: TunedPipeline, converted: TunedPipeline) -> dict[str, Any]:
+    """Seconds of a few clips by both, in turns."""
+    captions = desk.judge.captions(TIMED_CLIPS)
+    runs = measure(
+        {
+            ORIGINAL: lambda: sample_batch(original, captions, desk.plain),
+            "converted": lambda: sample_batch(converted, captions, desk.staged),
+        },
+        ROUNDS,
+    )
+    ratios = [a / b for a, b in zip(*runs.values(), strict=True)]
+    return {"clips": TIMED_CLIPS, "rounds": runs, "ratio": median(ratios)}

@@ -1,0 +1,69 @@
+"""Pipelines of diffusers as they are saved: opened, whole or with parts that are known by their configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from accelerate import init_empty_weights
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+
+Dtypes = torch.dtype | dict[str, torch.dtype]  # of all components, or by name, "default" that of the others
+
+
+def load_stock(path: str, dtype: Dtypes = torch.float32, hollow: Callable[[str], bool] | None = None) -> Any:
+    """A diffusers pipeline from a folder or the hub, safetensors only.
+
+    Args:
+        path: the folder, or its name on the hub.
+        dtype: of its networks.
+        hollow: name of a network -> whether it shall have no weights; they are then neither read nor kept.
+
+    Raises:
+        ValueError: none is there.
+    """
+    try:
+        folder = stock_folder(path)
+        parts = {} if hollow is None else _hollow_parts(folder, dtype, hollow)
+        return DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **parts)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no diffusers pipeline in {path!r}: {' '.join(str(error).split())}") from error
+
+
+def stock_folder(path: str) -> Path:
+    """Where a pipeline lies: its folder, or that of the copy that the hub's library keeps."""
+    return Path(path if Path(path).is_dir() else DiffusionPipeline.download(path, use_safetensors=True))
+
+
+def is_hollow(network: nn.Module) -> bool:
+    """Whether a network has no weights."""
+    return any(p.is_meta for p in network.parameters())
+
+
+def _hollow_parts(folder: Path, dtype: Dtypes, hollow: Callable[[str], bool]) -> dict[str, nn.Module]:
+    index: Any = DiffusionPipeline.load_config(str(folder))
+    parts: dict[str, nn.Module] = {}
+    for name, saved in index.items():
+        kind = _network_class(*saved) if isinstance(saved, list) and len(saved) == 2 else None
+        if kind is not None and hollow(name):
+            told = dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
+            parts[name] = _without_weights(kind, folder / name).to(told).eval()
+    return parts
+
+
+def _network_class(library: str | None, name: str | None) -> Any:
+    """The class of a component that is a network; None for what else pipelines have."""
+    kind = getattr({"diffusers": diffusers, "transformers": transformers}.get(library or ""), name or "", None)
+    return kind if isinstance(kind, type) and issubclass(kind, nn.Module) else None
+
+
+def _without_weights(kind: Any, folder: Path) -> nn.Module:
+    with init_empty_weights():
+        if issubclass(kind, transformers.PreTrainedModel):
+            return kind(kind.config_class.from_pretrained(str(folder)))
+        return kind.from_config(kind.load_config(str(folder)))

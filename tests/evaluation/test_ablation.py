@@ -1,0 +1,111 @@
+"""Ablations: what their files may say, other jumps against their formulas, and one carried out whole."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tpdiff.evaluation.ablation import load_ablation
+from tpdiff.evaluation.ablation_page import finished, write_page
+from tpdiff.evaluation.ablation_run import AblationDesk, run_variant
+from tpdiff.evaluation.judge import open_judge
+from tpdiff.evaluation.jumps import JUMPS
+from tpdiff.evaluation.study import make_data
+from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
+from tpdiff.recipes import recipe_path
+
+FACTORS = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
+TINY = {
+    "name": "tiny",
+    "title": "A tiny ablation",
+    "recipe": "digits-flow",
+    "overrides": [
+        "data.frames=4",
+        "model.hidden_size=24",
+        "model.num_layers=1",
+        "model.num_attention_heads=2",
+        "train.batch_size=4",
+        "train.precision=no",
+    ],
+    "data": {"kind": "digits", "clips": 280, "frames": 4},
+    "variants": {
+        "pyramid": {},
+        "vanilla": {"overrides": ["train.method=vanilla"]},
+        "plain jumps": {"of": "pyramid", "jump": "plain"},
+    },
+    "operations": 0.02,
+    "steps": [3, 6],
+    "seeds": [0],
+    "clips": 66,
+}
+
+
+def ablation_of(folder, **changes):
+    path = folder / "ablation.yaml"
+    path.write_text(yaml.safe_dump(TINY | changes, sort_keys=False))
+    return load_ablation(path)
+
+
+@pytest.mark.parametrize("name", [p.stem for p in recipe_path("demo").parent.glob("ablation-*.yaml")])
+def test_shipped_ablations_are_sound(name):
+    study = load_ablation(recipe_path(name))
+    assert len(study.seeds) >= 3 and study.clips >= 2048
+    configs = [study.config(variant, Path("d"), 0, 9) for variant in study.trained]
+    assert all(config.train.steps == 9 and config.train.seconds is None for config in configs)
+    assert all(config.data == configs[0].data for config in configs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"a": {}}}, "variants: .*at least 2"),
+        ({"variants": {"a": {}, "b": {"of": "c"}}}, "b samples of 'c', which is not trained; choose a"),
+        ({"variants": {"a": {}, "b": {"of": "a", "overrides": ["train.lr=1"]}}}, "b is not trained"),
+        ({"variants": {"a": {}, "b": {"jump": "high"}}}, "variants.b.jump"),
+        ({"variants": {"a": {}, "b": {"overrides": ["train.metod=vanilla"]}}}, "train.method"),
+        ({"operations": 0}, "operations: .*greater than 0"),
+    ],
+)
+def test_an_ablation_that_cannot_be_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ablation_of(tmp_path, **changes)
+
+
+def test_other_jumps_are_what_they_are_called():
+    right = Pyramid(FlowMatchingSchedule(), FACTORS)
+    plain, printed = (JUMPS[name].from_config(right.config()) for name in ("plain", "printed"))
+    x, draw = torch.randn(2, 3, 4, 5, 6), [torch.Generator().manual_seed(s) for s in (1, 1)]
+    entered = right.jump(x, 1, generator=draw[0])
+    lifted = right.resizer.up(x, right.ratio(1))
+    c = right.jump_coefficient(1)
+    torch.testing.assert_close(plain.jump(x, 1), c * lifted)
+    start, end = right.stages[1].start_level, right.stages[2].end_level
+    wrong = math.sqrt(2) * start.alpha / (start.sigma + math.sqrt(2) * start.alpha)
+    assert wrong == pytest.approx(end.alpha)  # the slip: it is the clean end's own level
+    torch.testing.assert_close(printed.jump(x, 1, generator=draw[1]) - entered, (wrong - c) * lifted)
+    assert abs(wrong - c) > 0.01
+
+
+@pytest.mark.slow
+def test_a_whole_ablation(tmp_path):
+    study = ablation_of(tmp_path)
+    data = make_data(study.data, tmp_path / "data")
+    judge = open_judge(study.config("pyramid", data, 0, 1), tmp_path / "cache")
+    desk = AblationDesk(study, data, tmp_path / "work", tmp_path / "results", judge, say=lambda text: None)
+    with pytest.raises(ValueError, match="plain jumps samples from pyramid, which is not finished for seed 0"):
+        run_variant(desk, 0, "plain jumps")
+    pyramid, vanilla, plain = (run_variant(desk, 0, name) for name in study.variants)
+    for result in (pyramid, vanilla):
+        assert 0.015e12 < result["training"]["flops"] <= 0.02e12
+    assert pyramid["training"]["optimizer_steps"] > vanilla["training"]["optimizer_steps"]
+    costs = [result["judged"]["6"]["sampling_flops"] for result in (pyramid, vanilla, plain)]
+    assert costs[0] == costs[2] < costs[1]
+    assert plain["judged"]["6"]["distance"] != pyramid["judged"]["6"]["distance"]
+    pair = plain["judged"]["6"]["paired"]["difference"]
+    assert pair == pytest.approx(plain["judged"]["6"]["distance"] - pyramid["judged"]["6"]["distance"], rel=1e-6)
+    assert run_variant(desk, 0, "plain jumps") == plain
+    assert list(finished(study, tmp_path / "results")) == list(study.variants)
+    page = write_page(study, tmp_path / "results", "command").read_text()
+    assert "| plain jumps | from pyramid |" in page and "Still to be run" not in page

@@ -1,0 +1,219 @@
+"""Studies of conversion: what their files may say, what their pages conclude, and one carried out whole."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tpdiff.evaluation.budget import steps_within
+from tpdiff.evaluation.conversion import load_conversion
+from tpdiff.evaluation.conversion_page import improvement, loss_bound, write_page
+from tpdiff.evaluation.conversion_run import FEWER, FREE, ORIGINAL, ConversionDesk, run_conversion
+from tpdiff.evaluation.judge import open_judge
+from tpdiff.evaluation.study import make_data, read_result, write_result
+from tpdiff.evaluation.study_run import Interrupted
+from tpdiff.models.video_autoencoder import VideoAutoencoder
+from tpdiff.recipes import recipe_path
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.training.checkpoint import write_pipeline
+from tpdiff.training.setup import open_dataset
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+TINY = {
+    "name": "tiny",
+    "title": "A tiny study",
+    "data": {"kind": "digits", "clips": 280, "frames": 9},
+    "original": {
+        "kind": "wan",
+        "autoencoder": {"recipe": "wan-autoencoder-doom", "data": {"clips": 8, "frames": 17}},
+        "network": {
+            "num_attention_heads": 1,
+            "attention_head_dim": 12,
+            "ffn_dim": 16,
+            "num_layers": 1,
+            "freq_dim": 16,
+            "rope_max_seq_len": 32,
+        },
+        "overrides": ["train.steps=40"],
+    },
+    "run": {
+        "data": {"path": "data", "frames": 9, "height": 64, "width": 64},
+        "condition": {"kind": "text"},
+        "pretrained": {"path": "original", "options": {"max_sequence_length": 8}},
+        "pyramid": {"factors": [[1, 1, 1], [2, 2, 2]]},
+        "train": {"batch_size": 2, "steps": 1, "precision": False, "warmup_steps": 1},
+        "log": {"every_steps": 1, "checkpoint_every_steps": None},
+    },
+    "arms": {
+        "converted": [],
+        "per stage": ["train.target=per_stage"],
+        "LoRA": ["pretrained.lora={rank: 2}"],
+        "trained on": ["train.method=vanilla"],
+    },
+    "budget": 0.3,
+    "steps": 4,
+    "staged_steps": [2, 2],
+    "seeds": [0],
+    "clips": 66,
+}
+
+
+def study_of(folder, **changes):
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(TINY | changes, sort_keys=False))
+    return load_conversion(path)
+
+
+@pytest.mark.parametrize("name", [p.stem for p in recipe_path("demo").parent.glob("conversion-*.yaml")])
+def test_shipped_studies_are_sound(name):
+    from originals import ORIGINALS
+
+    study = load_conversion(recipe_path(name))
+    assert study.original.kind in ORIGINALS
+    assert study.budget <= 0.1 and len(study.seeds) >= 3 and study.clips >= 2048
+    original = study.original_config(Path("d"), Path("b"), 0)
+    configs = [study.arm_config(arm, Path("d"), Path("b"), 0, 7) for arm in study.arms]
+    assert original.train.method == "vanilla" and configs[0].train.method == "stagewise"
+    assert any(config.train.method == "vanilla" for config in configs)  # the control that only trains on
+    assert all(config.train.steps == 7 and config.train.batch_size == original.train.batch_size for config in configs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 1.5}, "budget: .*less than or equal to 1"),
+        ({"arm": {}}, "arm: Extra inputs"),
+        ({"arms": {"on": ["train.method=vanilla"], "converted": []}}, "the first arm, on, is the one that is claimed"),
+        ({"arms": {"converted": ["train.metod=vanilla"]}}, "train.method"),
+        ({"clips": 64}, "clips: .*greater than or equal to 65"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        study_of(tmp_path, **changes)
+
+
+def finished_seed(seed, original, converted, spread):
+    """A result in which the converted model's distance is known, with bootstrap draws of a given spread."""
+    draws = (converted - original + spread * np.linspace(-1, 1, 201)).tolist()
+    zero = [0.0] * 201
+
+    def variant(distance, steps=50, **more):
+        final = {"distance": distance, "kernel": distance / 10, "floor": 1.0, "figures": {}}
+        return {"steps": steps, "final": final, "sampling_flops": 1e9 * float(np.sum(steps)), **more}
+
+    cost = {"flops": 100, "optimizer_steps": 10}
+    return {
+        "seed": seed,
+        "done": True,
+        "made": {"machine": {"cpu": "a processor"}, "created": "2026-01-01"},
+        "protocol": {"seed": 0},
+        "early": {"steps": 8, "final": {"distance": 1.25 * original}},
+        "variants": {
+            ORIGINAL: variant(original, training={"flops": 1000, "optimizer_steps": 100}),
+            "converted": variant(converted, [2, 2], training=cost),
+            FREE: variant(9 * original, [2, 2]),
+        },
+        "seconds": {"clips": 8, "rounds": {ORIGINAL: [2.0], "converted": [1.0]}, "ratio": 2.0},
+        "paired": {
+            ORIGINAL: {
+                "converted": {"difference": converted - original, "replicates": draws},
+                FREE: {"difference": 8.0, "replicates": zero},
+            },
+            "converted": {
+                ORIGINAL: {"difference": original - converted, "replicates": [-d for d in draws]},
+                FREE: {"difference": 9 * original - converted, "replicates": [9 * original - converted] * 201},
+            },
+        },
+    }
+
+
+def test_the_bound_is_the_upper_end_of_the_mean_over_seeds():
+    seeds = [finished_seed(0, 100.0, 96.0, 10.0), finished_seed(1, 200.0, 202.0, 10.0)]
+    # mean difference -1, draws of both seeds reach 10 to either side together: 95 % of them lie below -1 + 9
+    assert loss_bound(seeds, "converted") == pytest.approx((-1 + 9) / 150)
+    assert loss_bound(seeds[1:], "converted") == pytest.approx((2 + 9) / 200)
+    assert improvement(seeds[0]) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("converted", "verdict"), [(96.0, "**holds**"), (99.0, "**does not hold**")])
+def test_the_page_says_whether_the_claim_holds(tmp_path, converted, verdict):
+    study = study_of(tmp_path, arms={"converted": []}, seeds=[0, 1])
+    write_result(tmp_path / "seed-0.json", finished_seed(0, 100.0, converted, 8.0))
+    page = write_page(study, tmp_path, "the command").read_text()
+    assert verdict in page and "**Seeds still to be run: 1.**" in page
+    assert "20.0% | no |" in page  # it had not stopped improving
+    assert f"| {FREE} | {converted - 900:.3g}" in page and "| better |" in page
+    assert (tmp_path / "distance.png").stat().st_size > 10_000
+
+
+def test_a_page_needs_a_finished_seed(tmp_path):
+    with pytest.raises(ValueError, match="no seed is finished"):
+        write_page(study_of(tmp_path), tmp_path, "command")
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """A study in which only the judge is missing."""
+    from originals import wan
+
+    vae = VideoAutoencoder(4, 8, 1, 1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    vae.save_pretrained(tmp_path / "autoencoder", safe_serialization=True)
+    study = study_of(tmp_path)
+    data = make_data(study.data, tmp_path / "data")
+
+    def build(seed, folder):
+        write_pipeline(folder, wan(study.original.network, str(tmp_path / "autoencoder"), seed))
+
+    return ConversionDesk(study, data, tmp_path / "work", tmp_path / "results", None, build, say=lambda text: None)
+
+
+def test_a_budget_is_spent_to_the_last_step_that_fits(desk, tmp_path):
+    desk.build(0, tmp_path / "base")
+    config = desk.study.arm_config("converted", desk.data, tmp_path / "base", 0, 1)
+    dataset = open_dataset(config)
+    _, (fine, coarse) = steps_within(config, tmp_path / "run", 1e12, dataset)
+    assert coarse < fine / 2
+    steps, _ = steps_within(config, tmp_path / "run", 2 * fine + 2 * coarse, dataset)  # two clips of each stage
+    assert steps in (1, 2, 3)
+    with pytest.raises(ValueError, match="one step costs"):
+        steps_within(config, tmp_path / "run", coarse, dataset)
+
+
+@pytest.mark.slow
+def test_a_whole_study_stopped_and_continued(desk, tmp_path):
+    config = desk.study.original_config(desk.data, tmp_path, 0)
+    desk.judge = open_judge(config, tmp_path / "cache")
+    trainers = []
+    desk.on_trainer = trainers.append
+
+    def stop(name, status):
+        if name == "LoRA":
+            trainers[-1].request_stop()
+
+    desk.tell = stop
+    with pytest.raises(Interrupted):
+        run_conversion(desk, 0)
+    half = read_result(tmp_path / "results" / "seed-0.json")
+    assert list(half["variants"]) == [ORIGINAL, "converted", "per stage"]
+    desk.tell = None
+    result = run_conversion(desk, 0)
+    assert run_conversion(desk, 0) == result == json.loads((tmp_path / "results" / "seed-0.json").read_text())
+    assert list(result["variants"]) == [ORIGINAL, "converted", "per stage", "LoRA", "trained on", FEWER, FREE]
+    assert result["variants"]["converted"] == half["variants"]["converted"] | {
+        "sampling_flops": result["variants"]["converted"]["sampling_flops"]
+    }
+    spent = {name: row["training"]["flops"] for name, row in result["variants"].items() if "training" in row}
+    assert all(0.2 < spent[arm] / spent[ORIGINAL] <= 0.3 for arm in desk.study.arms)
+    costs = {name: row["sampling_flops"] for name, row in result["variants"].items()}
+    assert costs["converted"] == costs[FREE] < costs[ORIGINAL] == costs["trained on"]
+    assert abs(costs[FEWER] / costs[FREE] - 1) < 0.5  # of four steps
+    assert result["early"]["steps"] == 32
+    pipeline = PyramidPipeline.from_pretrained(tmp_path / "work" / "seed-0" / "per stage")
+    assert pipeline.pipe.scheduler.config.per_stage_target
+    page = write_page(desk.study, tmp_path / "results", "command").read_text()
+    assert all(f"| {name} |" in page for name in result["variants"])
