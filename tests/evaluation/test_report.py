@@ -1,15 +1,13 @@
 import base64
 import io
-import os
 import re
 import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import av
 import pytest
 import torch
+from pages import CHROMIUM, Page, browse
 from rich.console import Console
 
 from tpdiff.data import write_video
@@ -19,33 +17,6 @@ from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoi
 
 EVIL = '<script>document.title="owned"</script> "onerror="alert(1) {{ 7 * 7 }} \'&'
 CAPTIONS = ["a ball falls", EVIL]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-class Page(HTMLParser):
-    """Start tags with their attributes, the text of every element of a table, and the text of headings."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.cells, self.headings, self._open = [], [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("td", "th", "h3"):
-            self._open.append((tag, []))
-
-    def handle_data(self, data):
-        for _, text in self._open:
-            text.append(data)
-
-    def handle_endtag(self, tag):
-        if self._open and self._open[-1][0] == tag:
-            text = "".join(self._open.pop()[1]).strip()
-            (self.headings if tag == "h3" else self.cells).append(text)
-
-    def of(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -231,41 +202,14 @@ def test_a_browser_plays_it_without_complaint(html, tmp_path):
       document.body.setAttribute("data-plots", [...document.querySelectorAll("svg")].every(
         (s) => s.getBoundingClientRect().height > 100));
     }, 600))</script>"""
-    # The page forbids foreign scripts: the probe goes into a copy that permits them.
-    loose = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", html)
-    for name, content in (
-        ("strict.html", html),
-        ("probed.html", loose.replace("</body>", probe + "</body>")),
-    ):
-        (tmp_path / name).write_text(content, encoding="utf-8")
-
-    def browse(name):
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        command += [
-            "--disable-component-update",
-            "--disable-sync",
-            "--no-first-run",
-            "--enable-logging=stderr",
-        ]
-        command += [
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1200,900",
-            "--virtual-time-budget=4000",
-        ]
-        command += ["--dump-dom", (tmp_path / name).as_uri()]
-        environment = {**os.environ, "HOME": str(tmp_path)}
-        return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-
-    strict, probed = browse("strict.html"), browse("probed.html")
-    for seen in (strict, probed):
-        assert "CONSOLE" not in seen.stderr, seen.stderr
-    body = dict(Page(probed.stdout).tags)["body"]
+    strict, probed = browse(html, probe, tmp_path)
+    body = dict(Page(probed).tags)["body"]
     state = body["data-state"].split()
     assert sorted(set(state)) == ["32x24:true:null:true", "64x48:true:null:true"] and len(state) == 8
     assert body["data-plots"] == "true"
     # Under its own policy the page's script ran: it named the button and took the controls off the clips.
-    clips = Page(strict.stdout).of("video")
-    assert "Pause all clips" in strict.stdout and all("controls" not in attributes for attributes in clips)
+    clips = Page(strict).of("video")
+    assert "Pause all clips" in strict and all("controls" not in attributes for attributes in clips)
 
 
 def test_shipped_clips_stand_beside_the_others_and_say_what_they_are(comparison, folder, tmp_path):

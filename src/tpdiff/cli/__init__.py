@@ -8,7 +8,7 @@ from tpdiff.threads import wait_passively
 
 wait_passively()  # before any command loads PyTorch
 
-from tpdiff.cli import bench, cache, data, demo, evaluate, export, plan, sample, train, vbench  # noqa: E402
+from tpdiff.cli import bench, cache, data, demo, evaluate, export, plan, report, sample, train, vbench  # noqa: E402
 
 app = typer.Typer(
     name="tpdiff",
@@ -25,6 +25,7 @@ app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("export")(export.export)
 app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
 

@@ -23,6 +23,27 @@ _MOST_POINTS = 600
 
 
 @dataclass(frozen=True)
+class Curve:
+    """One line of a plot.
+
+    Attributes:
+        x: (n,) costs.
+        y: (n,) values.
+        color: a CSS colour.
+        faint: (n,) what `y` is the smoothed course of; None: nothing.
+        dash: matplotlib's style of the line.
+        dots: whether every point is marked.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    color: str
+    faint: np.ndarray | None = None
+    dash: str = "-"
+    dots: bool = False
+
+
+@dataclass(frozen=True)
 class LossPanel:
     """One small plot.
 
@@ -112,10 +133,24 @@ def _panel(title: str, points: Sequence[LossPoint], span: float, color: str) -> 
     mean = smooth(raw, max(3, len(raw) // 25))
     description = f"{title}: smoothed loss from {mean[0]:.4g} to {mean[-1]:.4g} over {len(points)} recorded steps"
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MOST_POINTS)).round().astype(int))
-    return LossPanel(title, _draw(title, x[keep], raw[keep], mean[keep], span, color), description)
+    return LossPanel(title, curves_svg(title, [Curve(x[keep], mean[keep], color, raw[keep])], span), description)
 
 
-def _draw(title: str, x: np.ndarray, raw: np.ndarray, mean: np.ndarray, span: float, color: str) -> str:
+def curves_svg(
+    name: str, curves: Sequence[Curve], span: float, xlabel: str = "training seconds", ylabel: str = "loss"
+) -> str:
+    """Lines in one plot, as an `<svg>` element for HTML.
+
+    Args:
+        name: of the plot; plots of one name and content are the same to the byte.
+        curves: at least one, each of at least one point.
+        span: where the horizontal axis, which begins at 0, ends.
+        xlabel: what is along it.
+        ylabel: what is along the other.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
     try:
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -123,17 +158,23 @@ def _draw(title: str, x: np.ndarray, raw: np.ndarray, mean: np.ndarray, span: fl
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('plots need matplotlib: pip install "tpdiff[report]"') from error
 
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9, "font.family": "sans-serif"}
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(2.9, 2.3), layout="constrained")
         axes = figure.add_subplot()
-        axes.plot(x, raw, color=color, alpha=0.3, linewidth=0.7)
-        axes.plot(x, mean, color=color, linewidth=1.8)
+        for curve in curves:
+            if curve.faint is not None:
+                axes.plot(curve.x, curve.faint, color=curve.color, alpha=0.3, linewidth=0.7)
+        for curve in curves:
+            marker = "o" if curve.dots else None
+            axes.plot(
+                curve.x, curve.y, color=curve.color, linewidth=1.8, linestyle=curve.dash, marker=marker, markersize=3
+            )
         axes.set_xlim(0, span or 1)
         axes.locator_params(axis="x", nbins=5)
-        axes.set_ylim(*_limits(raw, mean))
-        axes.set_xlabel("training seconds", color=_INK)
-        axes.set_ylabel("loss", color=_INK)
+        axes.set_ylim(*_limits(curves))
+        axes.set_xlabel(xlabel, color=_INK)
+        axes.set_ylabel(ylabel, color=_INK)
         axes.grid(color=_INK, alpha=0.12, linewidth=0.6)
         axes.tick_params(colors=_INK, length=0, pad=4)
         for spine in axes.spines.values():
@@ -146,14 +187,15 @@ def _draw(title: str, x: np.ndarray, raw: np.ndarray, mean: np.ndarray, span: fl
     return _inline(file.getvalue())
 
 
-def _limits(raw: np.ndarray, mean: np.ndarray) -> tuple[float, float]:
-    """Room for the smoothed line after its first fall and for nearly all of the raw one, not for lone spikes."""
-    finite = raw[np.isfinite(raw)]
-    if not len(finite):
+def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Room for the smoothed lines after their first fall and for nearly all of the faint ones, not for lone spikes."""
+    raw = np.concatenate([curve.y if curve.faint is None else curve.faint for curve in curves])
+    settled = np.concatenate([curve.y[len(curve.y) // 50 :] for curve in curves])
+    raw, settled = raw[np.isfinite(raw)], settled[np.isfinite(settled)]
+    if not len(raw) or not len(settled):
         return 0.0, 1.0
-    settled = mean[len(mean) // 50 :]
-    low = min(np.percentile(finite, 1), np.nanmin(settled))
-    high = max(np.percentile(finite, 97), np.nanmax(settled))
+    low = min(np.percentile(raw, 1), settled.min())
+    high = max(np.percentile(raw, 97), settled.max())
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return max(low - margin, 0.0) if low >= 0 else low - margin, high + margin
 

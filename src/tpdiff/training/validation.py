@@ -6,6 +6,7 @@ It draws no random number of the training's and is no part of its seconds: a run
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -52,7 +53,7 @@ class Validation:
     def __init__(self, trainer: Trainer):
         self.config: Config = trainer.config
         self.out, self.device = trainer.out, trainer.device
-        self.records = _records(self.out / RECORDS, trainer.step)
+        self.records = read_records(self.out / RECORDS, trainer.step)
         if not trainer.accelerator.is_main_process:
             return
         wanted = self.config.validation
@@ -217,8 +218,8 @@ class Validation:
         )
 
 
-def _records(path: Path, step: int) -> list[dict[str, Any]]:
-    """The lines up to a step; one that a death cut short counts as absent."""
+def read_records(path: Path, step: float = math.inf) -> list[dict[str, Any]]:
+    """The lines of a `validation.jsonl` up to a step; one that a death cut short counts as absent."""
     found = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
