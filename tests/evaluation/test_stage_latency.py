@@ -1,0 +1,55 @@
+"""The table of sampling times: the shipped one is sound, and a tiny one is made, kept and written out."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tpdiff.families.models import find_published
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+TINY = {
+    "name": "tiny",
+    "title": "A tiny table",
+    "steps": 4,
+    "stages": [2],
+    "cpu": {"wan2.1-1.3b": {"size": [17, 64, 64], "layers": 1, "hidden": 128}},
+    "cuda": {},
+}
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    return importlib.import_module("stage_latency")
+
+
+def test_the_shipped_table_names_models_at_sizes_that_they_have(benchmark):
+    table = benchmark.Table.model_validate(yaml.safe_load((ROOT / "configs" / "stage-latency.yaml").read_text()))
+    assert table.steps == 30 and max(table.stages) == 4 and table.cpu.keys() == table.cuda.keys()
+    for name, size in table.cpu.items():
+        find_published(name).resized(size.layers, size.hidden)
+
+
+def run(benchmark, monkeypatch, folder, **changes):
+    path = folder / "table.yaml"
+    path.write_text(yaml.safe_dump(TINY | changes))
+    monkeypatch.setattr(sys, "argv", ["stage_latency.py", str(path), "--results", str(folder)])
+    return benchmark.main()
+
+
+def test_a_tiny_table_is_made_once(benchmark, monkeypatch, tmp_path, capsys):
+    assert run(benchmark, monkeypatch, tmp_path) == 0
+    kept = tmp_path / "tiny" / "cpu" / "wan2.1-1.3b-2.json"
+    made = json.loads(kept.read_text())
+    assert len(made["speedup_by_round"]) == 3 and made["steps"] == [2, 2]
+    page = (tmp_path / "tiny" / "cpu" / "README.md").read_text()
+    assert f"| wan2.1-1.3b | 2 | 2-2 | {made['plain_seconds_per_step']:.3g} |" in page
+    kept.write_text(json.dumps(made | {"speedup": 9.5}))  # what is kept is not timed anew
+    assert run(benchmark, monkeypatch, tmp_path) == 0
+    assert "| 9.50 (" in (tmp_path / "tiny" / "cpu" / "README.md").read_text()
+    assert run(benchmark, monkeypatch, tmp_path, rounds=2) == 2
+    assert "rounds" in capsys.readouterr().err
