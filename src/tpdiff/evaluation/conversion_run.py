@@ -25,7 +25,7 @@ from tpdiff.training.trainer import Trainer
 
 ORIGINAL, FEWER, FREE = "original", "original, fewer steps", "training-free"
 LAST_PART = 0.8  # of the original's training, after which its distance is taken a first time
-SLICE_SECONDS = 5.0
+ONE_STEP = 1e-9  # seconds that the first step passes
 ROUNDS, TIMED_CLIPS = 5, 8
 
 
@@ -64,7 +64,7 @@ class ConversionDesk:
     @property
     def staged(self) -> Sampling:
         """How what has stages is sampled."""
-        return replace(self.plain, steps=tuple(self.study.staged_steps))
+        return replace(self.plain, steps=list(self.study.staged_steps))
 
 
 def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _train(desk: ConversionDesk, trainer: Trainer, name: str, until: int) -> Non
     desk.on_trainer(trainer)
     tell = desk.tell
     while trainer.step < until and not trainer.stop_requested:
-        trainer.run(SLICE_SECONDS, None if tell is None else lambda status: tell(name, status))
+        trainer.run(ONE_STEP, None if tell is None else lambda status: tell(name, status))
     trainer.save()
     if trainer.stop_requested:
         raise Interrupted

@@ -111,7 +111,8 @@ class TunedPipeline:
 
     def lowered(self, dtype: torch.dtype) -> TunedPipeline:
         """The same, computing in a lower precision where that is safe."""
-        return TunedPipeline(self.pipe, self.network, self.config, dtype, self.device)
+        lower = None if dtype == torch.float32 else dtype
+        return TunedPipeline(self.pipe, self.network, self.config, lower, self.device)
 
     def whole(self) -> TunedPipeline:
         """The same, saved as a whole stock pipeline in place of the network alone."""
