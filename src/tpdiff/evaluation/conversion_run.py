@@ -21,6 +21,7 @@ from tpdiff.sampling.tuned import TunedPipeline
 from tpdiff.training.checkpoint import write_pipeline
 from tpdiff.training.config import Config
 from tpdiff.training.progress import Status
+from tpdiff.training.setup import open_dataset
 from tpdiff.training.trainer import Trainer
 
 ORIGINAL, FEWER, FREE = "original", "original, fewer steps", "training-free"
@@ -91,9 +92,7 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     claimed = next(iter(desk.study.arms))
     original = _open(pretrained)
     free = TunedPipeline(original.pipe, original.network, replace(original.config, pyramid=_pyramid(out / claimed)))
-    budget = _sampling_flops(free, desk, desk.staged)
-    each = _sampling_flops(_open(pretrained), desk, replace(desk.plain, steps=2)) / 2
-    fewer = replace(desk.plain, steps=max(1, round(budget / each)))
+    fewer = replace(desk.plain, steps=_steps_for(desk, _open(pretrained), _sampling_flops(free, desk, desk.staged)))
     for name, pipeline, sampling in ((FEWER, _open(pretrained), fewer), (FREE, free, desk.staged)):
         if name not in result["variants"]:
             row = {"steps": sampling.steps, "final": _judge(desk, pipeline, sampling, seed, out, name)}
@@ -184,8 +183,6 @@ def _open_trainer(desk: ConversionDesk, config: Config, out: Path, seed: int) ->
 
 
 def _dataset(desk: ConversionDesk, config: Config) -> ClipDataset:
-    from tpdiff.training.setup import open_dataset
-
     if config.seed not in desk._datasets:
         desk._datasets[config.seed] = open_dataset(config)
     return desk._datasets[config.seed]
@@ -216,6 +213,12 @@ def _sampling_flops(pipeline: TunedPipeline, desk: ConversionDesk, sampling: Sam
     """Operations of the networks for one clip, text and pixels included."""
     caption = desk.judge.captions(1)
     return count_flops(lambda: sample_batch(pipeline, caption, sampling))
+
+
+def _steps_for(desk: ConversionDesk, pipeline: TunedPipeline, flops: int) -> int:
+    """How many plain steps come nearest to so many operations; text and pixels, the same for any number, are apart."""
+    one, two = (_sampling_flops(pipeline, desk, replace(desk.plain, steps=steps)) for steps in (1, 2))
+    return max(1, 1 + round((flops - one) / (two - one)))
 
 
 def _times(desk: ConversionDesk, original: TunedPipeline, converted: TunedPipeline) -> dict[str, Any]:
