@@ -6,14 +6,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from tpdiff.data import ClipDataset
 from tpdiff.evaluation.budget import operations, steps_within, warm_up
 from tpdiff.evaluation.conversion import ConversionStudy
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.latency import count_flops, measure
-from tpdiff.evaluation.samples import Sampling, sample_batch, sampler
+from tpdiff.evaluation.samples import Sampling, precision, sample_batch, sampler
 from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
 from tpdiff.sampling.pipeline import PyramidPipeline
@@ -90,21 +88,22 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     for arm in desk.study.arms:
         _train_arm(desk, seed, arm, out, result, keep)
     claimed = next(iter(desk.study.arms))
-    original = _open(pretrained)
-    free = TunedPipeline(original.pipe, original.network, replace(original.config, pyramid=_pyramid(out / claimed)))
-    fewer = replace(desk.plain, steps=_steps_for(desk, _open(pretrained), _sampling_flops(free, desk, desk.staged)))
-    for name, pipeline, sampling in ((FEWER, _open(pretrained), fewer), (FREE, free, desk.staged)):
+    original, staged = _open(desk, pretrained), _open(desk, out / claimed).config.pyramid
+    free = TunedPipeline(original.pipe, original.network, replace(original.config, pyramid=staged))
+    allowed = _sampling_flops(free, desk, desk.staged)
+    fewer = replace(desk.plain, steps=_steps_for(desk, _open(desk, pretrained), allowed))
+    for name, pipeline, sampling in ((FEWER, _open(desk, pretrained), fewer), (FREE, free, desk.staged)):
         if name not in result["variants"]:
             row = {"steps": sampling.steps, "final": _judge(desk, pipeline, sampling, seed, out, name)}
             result["variants"][name] = row
             keep()
     for name, row in result["variants"].items():
         if "sampling_flops" not in row:
-            one = free if name == FREE else _open(pretrained if name in (ORIGINAL, FEWER) else out / name)
+            one = free if name == FREE else _open(desk, pretrained if name in (ORIGINAL, FEWER) else out / name)
             row["sampling_flops"] = _sampling_flops(one, desk, replace(desk.plain, steps=row["steps"]))
             keep()
     if "seconds" not in result:
-        result["seconds"] = _times(desk, _open(pretrained), _open(out / claimed))
+        result["seconds"] = _times(desk, _open(desk, pretrained), _open(desk, out / claimed))
     rows = out / "rows"
     against = {ORIGINAL: list(result["variants"]), claimed: list(result["variants"])}
     result["paired"] = {
@@ -198,15 +197,10 @@ def _cost(trainer: Trainer, flops: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path) -> TunedPipeline:
-    """A trained pipeline, in the precision it was trained in."""
+def _open(desk: ConversionDesk, folder: Path) -> TunedPipeline:
+    """A trained pipeline, in the precision that the study trains in."""
     pipeline: TunedPipeline = PyramidPipeline.from_pretrained(folder)
-    return pipeline.lowered(torch.bfloat16)
-
-
-def _pyramid(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = _open(folder).config.pyramid
-    return config
+    return pipeline.lowered(precision(desk.study.original_config(desk.data, folder, 0)))
 
 
 def _sampling_flops(pipeline: TunedPipeline, desk: ConversionDesk, sampling: Sampling) -> int:
