@@ -48,6 +48,7 @@ ablations: $(VENV)/.installed  ## What each part of the method is worth, by equa
 	$(BIN)/python benchmarks/ablations.py configs/ablation-fronts.yaml
 	$(BIN)/python benchmarks/ablations.py configs/ablation-jumps.yaml
 	$(BIN)/python benchmarks/ablations.py configs/ablation-stages.yaml
+	$(BIN)/python benchmarks/ablations.py configs/ablation-alignment.yaml
 
 clean:  ## Remove the environment and the demo
 	rm -rf $(VENV) demo

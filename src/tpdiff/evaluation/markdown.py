@@ -21,4 +21,4 @@ def joined(values: Iterable[Any]) -> str:
 
 def machine_line(facts: Mapping[str, Any]) -> str:
     """What `machine.describe` says, in few words."""
-    return ", ".join(str(v) for k, v in facts.items() if k in ("cpu", "cores", "gpu") and v)
+    return ", ".join([*facts.get("gpus", ()), *(str(facts[key]) for key in ("cpu", "cores") if facts.get(key))])
