@@ -10,8 +10,6 @@ turn is finished is kept.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,14 +17,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from study_command import ROOT, carry_out, command, say
+
 from tpdiff.cli.quiet import quiet
 from tpdiff.evaluation.frame_cost import DTYPES, METHODS, FrameTable, load_table, take_turn, write_random
 from tpdiff.evaluation.frame_cost_page import FrameCost, write_page
 from tpdiff.evaluation.planning import Plan
 from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.evaluation.study_run import provenance
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
@@ -37,15 +35,15 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="for what is finished")
     args = parser.parse_args()
     quiet()
-    try:
-        asked = load_table(args.table)
-        results = args.results / asked.name / args.device
-        costs = measured(asked, asked.plans(args.device), args.device, results)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"page: {write_page(asked, costs, results, f'python {shlex.join(sys.argv)}')}", file=sys.stderr)
-    return 0
+    return carry_out(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> Path:
+    """The page."""
+    asked = load_table(args.table)
+    results = args.results / asked.name / args.device
+    costs = measured(asked, asked.plans(args.device), args.device, results)
+    return write_page(asked, costs, results, command())
 
 
 def measured(asked: FrameTable, plans: Mapping[int, Plan], device: str, results: Path) -> list[FrameCost]:
@@ -72,7 +70,7 @@ def measured(asked: FrameTable, plans: Mapping[int, Plan], device: str, results:
         if waiting:
             write_random(next(iter(plans.values())).model, Path(folder))
         for turn, (frames, method) in waiting:
-            print(f"{frames} frames, {method}, turn {turn + 1}", file=sys.stderr, flush=True)
+            say(f"{frames} frames, {method}, turn {turn + 1}")
             planned, config = plans[frames], asked.training(method, frames, device, Path(folder))
             with ProcessPoolExecutor(1, get_context("spawn"), quiet) as pool:
                 made = pool.submit(take_turn, planned, method, config, device).result()
@@ -90,8 +88,7 @@ def _row(asked: FrameTable, planned: Plan, method: str, device: str, settings: d
         "device": device,
         "dtype": str(DTYPES[device]).removeprefix("torch."),
         "plan": planned.as_dict(),
-        "created": made["created"],
-        "machine": made["machine"],
+        **{key: made[key] for key in ("created", "commit", "machine")},
         "turns": [],
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tpdiff.evaluation.frame_cost import FrameTable
 from tpdiff.evaluation.latency import Speedup, speedup
-from tpdiff.evaluation.markdown import machine_line, number, table
+from tpdiff.evaluation.markdown import head, number, table
 from tpdiff.evaluation.plots import COLORS
 from tpdiff.training.dry_run import ALLOCATED
 
@@ -122,9 +122,7 @@ def _lines(asked: FrameTable, costs: Sequence[FrameCost], command: str) -> list[
     )
     network = f"{first['plan']['title']}, {size['height']}x{size['width']}, {first['dtype']}"
     return [
-        f"# {asked.title}",
-        "",
-        f"Made by `{command}` on {machine_line(first['machine'])}, {first['created'][:10]}.",
+        *head(asked.title, command, first),
         "",
         f"{network}, random weights on noise; {asked.stages} temporal stages that halve the frames against the plain "
         f"method. Medians of {turns} turns of each, in turns, every one in a process of its own. The limit is the "
