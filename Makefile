@@ -15,7 +15,7 @@ HAS_CUDA := $(shell $(PYTHON) -c "import torch; print(int(torch.cuda.is_availabl
 # Threads that wait asleep leave their core to whatever else runs (src/tpdiff/threads.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-slow lint bench stage-latency claim conversion ablations clean
+.PHONY: help demo test test-slow lint bench stage-latency frame-cost claim conversion ablations clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -42,6 +42,9 @@ bench: $(VENV)/.installed  ## Sampling, network and alignment figures of this ma
 stage-latency: $(VENV)/.installed  ## Sampling time by the number of stages (DEVICE=cuda; nothing else should run)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stage_latency.py --device $(or $(DEVICE),cpu) --results $(RESULTS)
 
+frame-cost: $(VENV)/.installed  ## Tokens, seconds and memory by the number of frames (DEVICE=cuda; nothing else should run)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/frame_cost.py --device $(or $(DEVICE),cpu) --results $(RESULTS)
+
 claim: $(VENV)/.installed  ## Vanilla against pyramid: learning rates, three seeds, hours; resumable (DEVICE=cuda: larger)
 	$(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-flow$(if $(filter cuda,$(DEVICE)),-cuda).yaml --results $(RESULTS)
 
@@ -53,6 +56,7 @@ ablations: $(VENV)/.installed  ## What each part of the method is worth, by equa
 	$(BIN)/python benchmarks/ablations.py configs/ablation-fronts.yaml --results $(RESULTS)
 	$(BIN)/python benchmarks/ablations.py configs/ablation-jumps.yaml --results $(RESULTS)
 	$(BIN)/python benchmarks/ablations.py configs/ablation-stages.yaml --results $(RESULTS)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-alignment.yaml --results $(RESULTS)
 
 clean:  ## Remove the environment and the demo
 	rm -rf $(VENV) demo

@@ -34,6 +34,7 @@ TINY = {
         "pyramid": {},
         "vanilla": {"overrides": ["train.method=vanilla"]},
         "plain jumps": {"of": "pyramid", "jump": "plain"},
+        "told nothing": {"against": "vanilla", "overrides": ["condition.kind=none", "train.method=vanilla"]},
     },
     "operations": 0.02,
     "steps": [3, 6],
@@ -57,12 +58,25 @@ def test_shipped_ablations_are_sound(name):
     assert all(config.data == configs[0].data for config in configs)
 
 
+def test_alignments_are_compared_at_their_batch_size():
+    study = load_ablation(recipe_path("ablation-alignment"))
+    trains = {name: study.config(name, Path("d"), 0, 9).train for name in study.variants}
+    kinds = {(train.alignment, train.align_within_condition) for train in trains.values()}
+    assert kinds == {("none", False), ("assignment", False), ("assignment", True), ("knn", False)}
+    assert {train.batch_size for train in trains.values()} == {8, 64, 256}
+    assert {study.told(name) for name in study.variants} == {True, False}
+    pairs = [(trains[name], trains[base]) for name in trains if (base := study.base(name)) and base != "none, 8"]
+    assert all(one.batch_size == base.batch_size and one.lr == base.lr for one, base in pairs)
+    assert all(base.alignment == "none" for _, base in pairs)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"variants": {"a": {}}}, "variants: .*at least 2"),
         ({"variants": {"a": {}, "b": {"of": "c"}}}, "b samples of 'c', which is not trained; choose a"),
         ({"variants": {"a": {}, "b": {"of": "a", "overrides": ["train.lr=1"]}}}, "b is not trained"),
+        ({"variants": {"a": {"against": "b"}, "b": {}}}, "a is compared with 'b', which is not before it; choose none"),
         ({"variants": {"a": {}, "b": {"jump": "high"}}}, "variants.b.jump"),
         ({"variants": {"a": {}, "b": {"overrides": ["train.metod=vanilla"]}}}, "train.method"),
         ({"operations": 0}, "operations: .*greater than 0"),
@@ -96,7 +110,7 @@ def test_a_whole_ablation(tmp_path):
     desk = AblationDesk(study, data, tmp_path / "work", tmp_path / "results", judge, say=lambda text: None)
     with pytest.raises(ValueError, match="plain jumps samples from pyramid, which is not finished for seed 0"):
         run_variant(desk, 0, "plain jumps")
-    pyramid, vanilla, plain = (run_variant(desk, 0, name) for name in study.variants)
+    pyramid, vanilla, plain, untold = (run_variant(desk, 0, name) for name in study.variants)
     for result in (pyramid, vanilla):
         assert 0.015e12 < result["training"]["flops"] <= 0.02e12
     assert pyramid["training"]["optimizer_steps"] > vanilla["training"]["optimizer_steps"]
@@ -109,3 +123,7 @@ def test_a_whole_ablation(tmp_path):
     assert list(finished(study, tmp_path / "results")) == list(study.variants)
     page = write_page(study, tmp_path / "results", "command").read_text()
     assert "| plain jumps | from pyramid |" in page and "Still to be run" not in page
+    assert set(vanilla["judged"]["6"]["accuracy"]) == {"digit", "direction"} and untold["judged"]["6"]["accuracy"] == {}
+    away = untold["judged"]["6"]["distance"] - vanilla["judged"]["6"]["distance"]
+    assert untold["judged"]["6"]["paired"]["difference"] == pytest.approx(away, rel=1e-6)
+    assert "| told nothing | vanilla |" in page and "none: it is told no caption" in page

@@ -22,6 +22,7 @@ class Variant(Section):
     Attributes:
         overrides: changes of the recipe it is trained by, `section.key=value`.
         of: the variant whose weights it samples from, instead of training.
+        against: the variant before it that its differences are from; None: the first.
         jump: how stages are entered: "corrected" (MATH 3), "plain" (rescaled and upsampled alone), or "printed" (the
             coefficient as TPDiff's Eq. 15 prints it).
         spectral: (T, H, W) factors of a pyramid whose levels follow from the spectrum of the latents, without training.
@@ -30,6 +31,7 @@ class Variant(Section):
 
     overrides: list[str] = Field(default_factory=list)
     of: str | None = None
+    against: str | None = None
     jump: Jump = "corrected"
     spectral: list[Ratio] | None = None
     tolerance: float = Field(0.03, gt=0, lt=1)
@@ -44,7 +46,7 @@ class Ablation(Section):
         recipe: the recipe all variants share, by name.
         overrides: changes for all.
         data: the set.
-        variants: by name; the first is what the others are compared with.
+        variants: by name.
         operations: of each trained variant's training, in units of 1e12.
         steps: totals of sampling steps at each of which all are judged, the last the one that differences are taken at.
         seeds: of training, samples and intervals.
@@ -71,12 +73,28 @@ class Ablation(Section):
                 )
             if variant.of is not None and variant.overrides:
                 raise ValueError(f"{name} is not trained, so that its overrides would do nothing; leave them out")
+            before = list(self.variants)[: list(self.variants).index(name)]
+            if variant.against is not None and variant.against not in before:
+                raise ValueError(
+                    f"{name} is compared with {variant.against!r}, which is not before it; choose "
+                    f"{', '.join(before) or 'none'}"
+                )
         return self
 
     @property
     def trained(self) -> list[str]:
         """Variants with weights of their own."""
         return [name for name, variant in self.variants.items() if variant.of is None]
+
+    def base(self, variant: str) -> str | None:
+        """The variant that its differences are from; None for the first."""
+        first = next(iter(self.variants))
+        return self.variants[variant].against or (None if variant == first else first)
+
+    def told(self, variant: str) -> bool:
+        """Whether it is told what to show."""
+        trained = self.variants[variant].of or variant
+        return self.config(trained, Path("data"), self.seeds[0], 1).condition.kind != "none"
 
     def config(self, variant: str, data: Path, seed: int, steps: int) -> Config:
         """The resolved configuration of a trained variant.

@@ -1,4 +1,4 @@
-"""The page of an ablation: a table of variants, their differences from the first, and distance against operations."""
+"""The page of an ablation: a table of variants, their differences, and distance against operations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +56,7 @@ def draw(study: Ablation, found: Results, path: Path) -> None:
 
 def _lines(study: Ablation, found: Results, command: str) -> list[str]:
     first = next(iter(found.values()))[0]
-    base, last = next(iter(study.variants)), study.steps[-1]
+    last = study.steps[-1]
     waiting = [
         f"{name} (seed {seed})"
         for name in study.variants
@@ -78,9 +78,9 @@ def _lines(study: Ablation, found: Results, command: str) -> list[str]:
         "",
         f"Real against real at that number of clips: {number(_at(first, last)['floor'])}.",
         "",
-        f"## Against {base}, at {last} steps",
+        f"## Differences, at {last} steps",
         "",
-        *_differences(study, found, base),
+        *_differences(study, found),
         "",
         "## What the clips show",
         "",
@@ -105,17 +105,18 @@ def _distances(study: Ablation, found: Results) -> list[str]:
     return table(["variant", "trained", *(f"{steps} steps" for steps in study.steps)], rows)
 
 
-def _differences(study: Ablation, found: Results, base: str) -> list[str]:
+def _differences(study: Ablation, found: Results) -> list[str]:
     rows = []
     for name, seeds in found.items():
         pairs = [pair for s in seeds if (pair := _at(s, study.steps[-1]).get("paired"))]
-        if name == base or not pairs:
+        base = study.base(name)
+        if base is None or not pairs:
             continue
         one = difference(pairs)
         verdict = "undecided" if not one.excludes_zero else "better" if one.mean < 0 else "worse"
         interval = f"{number(one.mean)} [{number(one.low)}, {number(one.high)}]"
-        rows.append([name, interval, joined(one.seeds), verdict])
-    return table(["variant", "difference of distance, paired 95 % interval", "by seed", "it is"], rows)
+        rows.append([name, base, interval, joined(one.seeds), verdict])
+    return table(["variant", "against", "difference of distance, paired 95 % interval", "by seed", "it is"], rows)
 
 
 def _shown(study: Ablation, found: Results) -> list[str]:
@@ -131,7 +132,7 @@ def _shown(study: Ablation, found: Results) -> list[str]:
             f"{fact} {joined(f['accuracy'][fact]['made'] for f in finals)} (real {a['real']:.2f})"
             for fact, a in finals[0]["accuracy"].items()
         )
-        rows.append([variant, *(cells or ["", ""]), accuracy])
+        rows.append([variant, *(cells or ["", ""]), accuracy or "none: it is told no caption"])
     return table(["variant", "flicker", "motion, pixels a frame", "classifier's accuracy"], rows)
 
 

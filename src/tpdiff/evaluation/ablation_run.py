@@ -75,16 +75,15 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
         pipeline = _pipeline(desk, seed, variant.of, out / variant.of)
     pipeline.pyramid = _pyramid(desk, pipeline, variant)
     result["protocol"] = desk.judge.protocol(Sampling(study.steps[-1]))
-    base = next(iter(study.variants))
+    base, told = study.base(name), study.told(name)
     for steps in study.steps:
         if str(steps) in result["judged"]:
             continue
         sampling = Sampling(steps)
         rows = out / "rows" / name / str(steps)
-        verdict = desk.judge.verdict(pipeline, study.clips, sampling, noise_seed(seed), rows)
-        verdict["sampling_flops"] = clip_flops(pipeline, desk.judge, sampling)
-        compared = out / "rows" / base / str(steps)
-        if name != base and compared.is_dir():
+        verdict = desk.judge.verdict(pipeline, study.clips, sampling, noise_seed(seed), rows, told)
+        verdict["sampling_flops"] = clip_flops(pipeline, desk.judge, sampling, told)
+        if base is not None and (compared := out / "rows" / base / str(steps)).is_dir():
             verdict["paired"] = desk.judge.paired(compared, rows, seed)
         result["judged"][str(steps)] = verdict
         write_result(path, result)
@@ -94,9 +93,9 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
     return result
 
 
-def clip_flops(pipeline: Any, judge: Judge, sampling: Sampling) -> int:
+def clip_flops(pipeline: Any, judge: Judge, sampling: Sampling, told: bool = True) -> int:
     """Operations of sampling one clip, text and pixels included."""
-    caption = judge.captions(1)
+    caption = judge.captions(1, told)
     return count_flops(lambda: sample_batch(pipeline, caption, sampling))
 
 

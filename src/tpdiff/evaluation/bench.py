@@ -17,7 +17,7 @@ from torch import nn
 
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.latency import Reporter, measure, standings
-from tpdiff.evaluation.planning import TERA, Plan, plan, stage_factors
+from tpdiff.evaluation.planning import TERA, Plan, plan
 from tpdiff.evaluation.results import LatencyRow
 from tpdiff.evaluation.watch import watched
 from tpdiff.families.models import Published
@@ -146,16 +146,9 @@ def bench(
     planned = plan(model, size, axes, stages, steps, plain_steps, guidance)
     check(planned, device, guidance)
     network = model.build(device, dtype)
-    with torch.device(device):
-        embeddings = model.embeddings(model.config, dtype)  # type: ignore[misc]
-    plain = _pipe(model, network, guidance)
-    pyramid = apply_pyramid(_pipe(model, network, guidance), stage_factors(axes, stages), planned.steps)
-
-    def sample(pipe: Any, count: int) -> Callable[[], None]:
-        options = _options(pipe, planned, count, guidance) | embeddings
-        return lambda: pipe(**options, generator=torch.Generator(device).manual_seed(0)) and None
-
-    variants = {"plain": sample(plain, planned.plain.steps), "pyramid": sample(pyramid, sum(planned.steps))}
+    plain, sample_plain = one_sampling(planned, network, False, device, dtype, guidance)
+    pyramid, sample_pyramid = one_sampling(planned, network, True, device, dtype, guidance)
+    variants = {"plain": sample_plain, "pyramid": sample_pyramid}
     with torch.no_grad():
         seconds = measure(variants, rounds, warmup, progress)
         watches = [watched(run, pipe, network) for run, pipe in zip(variants.values(), (plain, pyramid), strict=True)]
@@ -180,6 +173,23 @@ def bench(
         peaks=(watches[0].peak, watches[1].peak),
         decode_seconds=decoding,
     )
+
+
+def one_sampling(
+    planned: Plan, network: Any, staged: bool, device: torch.device, dtype: torch.dtype, guidance: bool
+) -> tuple[Any, Callable[[], None]]:
+    """A stock pipeline around a network, plain or through the plan's stages, and one sampling by it: from noise to
+    latents, on random embeddings.
+    """
+    model, steps = planned.model, planned.plain.steps
+    pipe = _pipe(model, network, guidance)
+    if staged:
+        steps = sum(planned.steps)
+        pipe = apply_pyramid(pipe, [stage.factors for stage in reversed(planned.stages)], planned.steps)
+    with torch.device(device):
+        embeddings = model.embeddings(model.config, dtype)  # type: ignore[misc]
+    options = _options(pipe, planned, steps, guidance) | embeddings
+    return pipe, lambda: pipe(**options, generator=torch.Generator(device).manual_seed(0)) and None
 
 
 def check(planned: Plan, device: torch.device, guidance: bool) -> None:

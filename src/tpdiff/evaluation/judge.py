@@ -36,9 +36,11 @@ class Judge:
     reference: Reference
     classifier: Classifier
 
-    def captions(self, count: int) -> list[str]:
-        """Captions of so many samples: those of the real clips in their order, repeated where there are more."""
-        return [clip.source.entry.caption or "" for clip in self._asked(count)]
+    def captions(self, count: int, told: bool = True) -> list[str | None]:
+        """Captions of so many samples: those of the real clips in their order, repeated where there are more; None
+        for each where the model is not told any.
+        """
+        return [clip.source.entry.caption or "" if told else None for clip in self._asked(count)]
 
     def protocol(self, sampling: Sampling) -> dict[str, Any]:
         """What every figure must be quoted with."""
@@ -49,11 +51,13 @@ class Judge:
         batches = sampled_clips(pipeline, self.captions(count), sampling, seed)
         return frechet_distance(self.reference.real, np.concatenate([self.reference.project(b) for b in batches]))
 
-    def verdict(self, pipeline: AnyPipeline, count: int, sampling: Sampling, seed: int, keep: Path) -> dict[str, Any]:
-        """Everything about so many samples. Their figures stay in the folder `keep`, from which a call that was
-        interrupted goes on, and which `paired` reads.
+    def verdict(
+        self, pipeline: AnyPipeline, count: int, sampling: Sampling, seed: int, keep: Path, told: bool = True
+    ) -> dict[str, Any]:
+        """Everything about so many samples; of a model that is not told captions, no accuracy. Their figures stay in
+        the folder `keep`, from which a call that was interrupted goes on, and which `paired` reads.
         """
-        captions, gauges = self.captions(count), self.gauges
+        captions, gauges = self.captions(count, told), self.gauges
 
         def measure(first: int, last: int) -> np.ndarray:
             clips = sample_batch(pipeline, captions[first:last], sampling, seed + first)
@@ -72,7 +76,9 @@ class Judge:
             "figures": gauges.figures(real, shown),
             "accuracy": gauges.accuracy(
                 real, facts_of(clips), shown, facts_of(self._asked(count)), self.reference.training
-            ),
+            )
+            if told
+            else {},
             "warning": too_few(count),
         }
 

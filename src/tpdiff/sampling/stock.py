@@ -22,7 +22,8 @@ def load_stock(path: str, dtype: Dtypes = torch.float32, hollow: Callable[[str],
     Args:
         path: the folder, or its name on the hub.
         dtype: of its networks.
-        hollow: name of a network -> whether it shall have no weights; they are then neither read nor kept.
+        hollow: name of a network -> whether it shall have no weights; they are then neither read nor kept. Components
+            that were saved as None then stay so.
 
     Raises:
         ValueError: none is there.
@@ -45,9 +46,9 @@ def is_hollow(network: nn.Module) -> bool:
     return any(p.is_meta for p in network.parameters())
 
 
-def _hollow_parts(folder: Path, dtype: Dtypes, hollow: Callable[[str], bool]) -> dict[str, nn.Module]:
+def _hollow_parts(folder: Path, dtype: Dtypes, hollow: Callable[[str], bool]) -> dict[str, nn.Module | None]:
     index: Any = DiffusionPipeline.load_config(str(folder))
-    parts: dict[str, nn.Module] = {}
+    parts: dict[str, nn.Module | None] = {name: None for name, saved in index.items() if saved == [None, None]}
     for name, saved in index.items():
         kind = _network_class(*saved) if isinstance(saved, list) and len(saved) == 2 else None
         if kind is not None and hollow(name):

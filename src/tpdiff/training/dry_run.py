@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpdiff.data import ClipDataset, ShardDataset
 from tpdiff.models.memory import give_back_freed_memory, peak_bytes, reset_peak
 from tpdiff.training.checkpoint import pack_optimizer
 from tpdiff.training.config import Config
@@ -90,7 +91,9 @@ class DryRun:
         return asdict(self) | {"stages": stages, "steps_per_second": 1 / self.step_seconds, "fits": self.fits}
 
 
-def dry_run(config: Config, out: str | Path, rounds: int = ROUNDS) -> DryRun:
+def dry_run(
+    config: Config, out: str | Path, rounds: int = ROUNDS, dataset: ClipDataset | ShardDataset | None = None
+) -> DryRun:
     """Measure a run. Collective: every process of it calls this.
 
     The stages take turns: a round to warm up, one to measure memory, and `rounds` for the time. Latents that the run
@@ -100,11 +103,12 @@ def dry_run(config: Config, out: str | Path, rounds: int = ROUNDS) -> DryRun:
         config: the run.
         out: where it would be; need not exist, and is left alone.
         rounds: steps of each stage whose median is taken.
+        dataset: clips that are open already; None opens the configuration's.
 
     Raises:
         ValueError: whatever the run itself would refuse.
     """
-    trainer = Trainer(_unwritten(config), out, dry=True)
+    trainer = Trainer(_unwritten(config), out, dataset=dataset, dry=True)
     if config.data.latents != "none":
         trainer.latents.keep_in_memory()
     drawn, numbers = trainer.mix, range(len(trainer.pyramid))
