@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from recording import PICTURE_ENCODERS, encodings
 from safetensors.torch import load_file
 from tiny import CASES, find_case
 
@@ -145,6 +146,22 @@ def test_a_gradient_that_is_no_number_ends_the_run(tuning, saved, tmp_path):
     last = checkpoints(tmp_path / "run")[-1]
     assert last.name == f"step-{trainer.step - 1:08d}"
     assert all(tensor.isfinite().all() for tensor in read_checkpoint(last)[0].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        ("ltx-picture", {"vae.encoder": 1 + 1}),  # the clip, and its first frame for all stages
+        ("wan-picture", {"vae.encoder": 5 + (5 + 3 + 2), "image_encoder": 1}),  # a call a latent frame of each stage
+    ],
+)
+def test_a_picture_is_encoded_once_a_clip(name, calls, tuning, tmp_path):
+    """However many stages are asked about it, and networks: here the original one, too."""
+    config = tuning(find_case(name), "train.steps=1", "train.distillation=1")
+    trainer = Trainer(config, tmp_path / "run")
+    with encodings(trainer.trainee.pipe, PICTURE_ENCODERS) as seen:
+        trainer.run()
+    assert seen == {encoder: config.train.batch_size * count for encoder, count in calls.items()}
 
 
 def test_parts_are_trained_by_name(tuning, saved, tmp_path):
