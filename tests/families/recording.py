@@ -1,7 +1,7 @@
 """What a pipeline asks of its components during a call."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from tiny import Case
 from torch import Tensor
 
 ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder")
+PICTURE_ENCODERS = ("vae.encoder", "image_encoder")
 
 
 @dataclass
@@ -62,17 +63,19 @@ def evaluations(case: Case, pipe: Any) -> Iterator[list[Evaluation]]:
 
 
 @contextmanager
-def encodings(pipe: Any) -> Iterator[Counter]:
+def encodings(pipe: Any, names: Iterable[str] = ENCODERS) -> Iterator[Counter]:
     """How often each encoder was called."""
     seen: Counter = Counter()
     handles = []
-    for name in ENCODERS:
-        if getattr(pipe, name, None) is not None:
+    for name in names:
+        component, _, part = name.partition(".")
+        encoder = getattr(pipe, component, None)
+        if encoder is not None:
 
             def note(module: Any, args: tuple, name: str = name) -> None:
                 seen[name] += 1
 
-            handles.append(getattr(pipe, name).register_forward_pre_hook(note))
+            handles.append(encoder.get_submodule(part).register_forward_pre_hook(note))
     try:
         yield seen
     finally:

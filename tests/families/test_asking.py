@@ -1,19 +1,21 @@
 """A network is asked for training what its stock pipeline asks it, and answers in one convention."""
 
 import re
+from collections import defaultdict
 
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 from asked import PROMPTS, ask_again, asker_of, noise_for, questions, unguided, without_guider
 from oracle import Oracle
-from recording import encodings
+from recording import PICTURE_ENCODERS, encodings
 from test_gaussian import FACTORS
 from test_pictures import without_spread
 from tiny import CASES, find_case, picture
 from torch import Tensor
 
 from tpdiff import apply_pyramid, remove_pyramid
+from tpdiff.pyramid import Pyramid
 from tpdiff.sampling.asking import Asker
 
 TIME = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
@@ -145,6 +147,21 @@ def test_a_batch_is_its_single_questions(case):
             torch.testing.assert_close(both[n : n + 1], asker.answer(alone, outputs(alone)), atol=1e-5, rtol=0)
         swapped = ask(case, asker, t, PROMPTS[::-1], **given)
         assert not torch.allclose(asker.answer(swapped, outputs(swapped)), both, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.pictures], ids=str)
+def test_an_encoded_picture_is_asked_about_as_a_new_one(case):
+    """At several sizes, and for pictures of their own."""
+    asker, encoded = asker_of(case, case.stageable()), defaultdict(dict)
+    full = asker.family.latent_size(asker.pipe, case.narrow)
+    coarse = Pyramid(asker.schedule, TIME, causal_time=True).stage_shape((1, 1, *full), 2)[2:]
+    for latent in (full, coarse, full, coarse):
+        given = noise_for(case, asker, 2, latent) | {"pictures": [picture(0), picture(1)]}
+        anew = ask(case, asker, [0.3, 0.3], PROMPTS, **given)
+        with encodings(asker.pipe, PICTURE_ENCODERS) as made:
+            again = ask(case, asker, [0.3, 0.3], PROMPTS, **given, encoded=encoded)
+        assert_same(again.kwargs, anew.kwargs)
+    assert not made
 
 
 def test_gradients_reach_what_stock_uses_and_nothing_else_is_touched(case):

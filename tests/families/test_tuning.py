@@ -1,8 +1,11 @@
 """Fine-tuning of real pipelines with tiny random weights: what is trained, what is saved, and where it loads."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from recording import PICTURE_ENCODERS, encodings
 from safetensors.torch import load_file
 from tiny import CASES, find_case
 
@@ -10,6 +13,7 @@ from tpdiff.data import collate
 from tpdiff.sampling.apply import apply_pyramid
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import LORA as LORA_FILE
+from tpdiff.training.checkpoint import checkpoints, read_checkpoint
 from tpdiff.training.trainer import Trainer
 
 USUAL = ("wan", "cogvideox-rotary", "ltx", "hunyuan", "animatediff")
@@ -127,6 +131,37 @@ def test_a_resumed_run_is_the_uninterrupted_one(tuning, tmp_path, pretrained):
     assert [row[1:] for row in resumed.losses] == [row[1:] for row in whole.losses]
     for one, other in ((resumed.network, whole.network), (resumed.ema.network, whole.ema.network)):
         assert not moved(dict(other.named_parameters()), dict(one.named_parameters()))
+
+
+def test_a_gradient_that_is_no_number_ends_the_run(tuning, saved, tmp_path):
+    """HunyuanVideo 1.5 divides by the tokens of a caption: with none its answer is a number, its gradient is not."""
+    case = find_case("hunyuan15")
+    stock = shutil.copytree(saved(case), tmp_path / "stock")
+    template = stock / "tokenizer" / "chat_template.jinja"
+    template.write_text(template.read_text().removesuffix(" left"))  # what stays of an empty caption
+    options = ("seed=4", "condition.dropout=0.4", "train.batch_size=1", "train.all_stages=false", "train.steps=9")
+    trainer = Trainer(tuning(case, *options, "log.checkpoint_every_steps=1", path=str(stock)), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the gradient of stage \d is nan at step \d+\. .*no captions of which"):
+        trainer.run()
+    last = checkpoints(tmp_path / "run")[-1]
+    assert last.name == f"step-{trainer.step - 1:08d}"
+    assert all(tensor.isfinite().all() for tensor in read_checkpoint(last)[0].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        ("ltx-picture", {"vae.encoder": 1 + 1}),  # the clip, and its first frame for all stages
+        ("wan-picture", {"vae.encoder": 5 + (5 + 3 + 2), "image_encoder": 1}),  # a call a latent frame of each stage
+    ],
+)
+def test_a_picture_is_encoded_once_a_clip(name, calls, tuning, tmp_path):
+    """However many stages are asked about it, and networks: here the original one, too."""
+    config = tuning(find_case(name), "train.steps=1", "train.distillation=1")
+    trainer = Trainer(config, tmp_path / "run")
+    with encodings(trainer.trainee.pipe, PICTURE_ENCODERS) as seen:
+        trainer.run()
+    assert seen == {encoder: config.train.batch_size * count for encoder, count in calls.items()}
 
 
 def test_parts_are_trained_by_name(tuning, saved, tmp_path):

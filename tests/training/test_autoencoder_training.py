@@ -99,6 +99,13 @@ def test_the_loss_falls(tiny_recipe, tmp_path):
     assert sum(psnr[-18:]) / 18 > sum(psnr[:18]) / 18 + 0.7
 
 
+def test_a_loss_that_is_no_number_ends_the_run(tiny_recipe, tmp_path):
+    trainer = AutoencoderTrainer(tiny_recipe("train.lr=1e30", "train.max_grad_norm=null"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d\. .*a lower train\.lr"):
+        trainer.run()
+    assert checkpoints(tmp_path / "run") == []
+
+
 @pytest.mark.parametrize("overrides", [[], ["data.workers=2", "train.precision=bf16", "train.lr_schedule=linear"]])
 def test_a_resumed_run_is_the_uninterrupted_one(tiny_recipe, tmp_path, overrides):
     whole = trained(tiny_recipe(*overrides), tmp_path / "whole")

@@ -8,7 +8,7 @@ import torch
 
 from tpdiff.data import ClipDataset
 from tpdiff.evaluation.arms import Arms
-from tpdiff.training.checkpoint import checkpoints
+from tpdiff.training.checkpoint import checkpoints, read_checkpoint
 from tpdiff.training.trainer import Trainer
 
 NO_CLOCK = 1  # column of `losses` after the seconds
@@ -74,10 +74,13 @@ FULL = [
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tiny, tmp_path):
-    trainer = Trainer(tiny("train.lr=1e30", "train.max_grad_norm=null", "train.steps=50"), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"the loss of stage \d is (nan|inf) at step \d+: a lower train\.lr"):
+    config = tiny("train.lr=1e30", "train.max_grad_norm=null", "train.steps=50", "log.checkpoint_every_steps=1")
+    trainer = Trainer(config, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the loss of stage \d is (nan|inf) at step \d+\. .*a lower train\.lr"):
         trainer.run()
-    assert checkpoints(tmp_path / "run") == []
+    last = checkpoints(tmp_path / "run")[-1]
+    assert last.name == f"step-{trainer.step - 1:08d}"
+    assert all(tensor.isfinite().all() for tensor in read_checkpoint(last)[0].values())
 
 
 def test_slices_are_one_run(tiny, tmp_path):

@@ -152,6 +152,7 @@ class Asker:
         pictures: Sequence[Any] | None = None,
         filling: Tensor | None = None,
         generator: torch.Generator | None = None,
+        encoded: Mapping[int, dict[Any, Any]] | None = None,
     ) -> Question:
         """What the network would be asked of noisy latents.
 
@@ -165,6 +166,8 @@ class Asker:
             filling: noisy latents (B, C, n, h, w) at t that stand before x, where `filling` says that patches need
                 them: x's first frame with noise of its own.
             generator: draws what the pipeline samples of a picture's encoding; None: always alike.
+            encoded: number of a picture -> what was made of it in questions before, which is used and added to, at
+                first `defaultdict(dict)`; None: all is made anew.
 
         Raises:
             ValueError: latents, times, conditions or pictures that do not fit the pipeline or one another, or times of
@@ -186,7 +189,8 @@ class Asker:
             scheduler = OneTime(self.base.config, native_times(self.base, t[n]), float(self.schedule.sigma(t[n])))
             latents = self.family.pack(self.pipe, row, latent)
             given = {name: options[name] for name in self._options}
-            asked.append(first_call(self.pipe, kind, self.family, networks, scheduler, latents, given))
+            before = None if encoded is None else encoded[n]
+            asked.append(first_call(self.pipe, kind, self.family, networks, scheduler, latents, given, before))
         self._put_away()
         component = asked[0].component
         if any(one.component != component for one in asked):

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tpdiff.families import Family
 
+ENCODERS = {"vae": "encode", "image_encoder": "__call__"}  # of pictures: component -> what is called of it
+
 
 class Asked(Exception):
     """A network was called.
@@ -71,6 +73,7 @@ def first_call(
     scheduler: OneTime,
     latents: Tensor,
     options: Mapping[str, Any],
+    encoded: dict[Any, Any] | None = None,
 ) -> Asked:
     """What a pipeline's call first asks of a network.
 
@@ -82,6 +85,7 @@ def first_call(
         scheduler: in place of the pipeline's.
         latents: in the pipeline's layout, in place of its noise; what the call makes is on their device.
         options: of the call.
+        encoded: what was made of the call's picture in calls before, which is used and added to.
 
     Raises:
         ValueError: a call that ends without.
@@ -92,6 +96,9 @@ def first_call(
 
     parts: dict[str, Any] = {name: _asked(name, network) for name, network in networks.items()}
     parts |= {"scheduler": scheduler, "_progress_bar_config": {"disable": True}}
+    if encoded is not None:
+        found = {name: getattr(pipe, name, None) for name in ENCODERS}
+        parts |= {name: _once(one, ENCODERS[name], encoded) for name, one in found.items() if one is not None}
     if getattr(pipe, "guider", None) is not None:
         parts["guider"] = _stand_in(pipe.guider, type(pipe.guider))
         parts["guider"].disable()
@@ -113,6 +120,19 @@ def _asked(name: str, network: nn.Module) -> Any:
         raise Asked(name, dict(zip(names, args, strict=False)) | kwargs)
 
     return _stand_in(network, type(network), __call__=called)
+
+
+def _once(encoder: Any, method: str, made: dict[Any, Any]) -> Any:
+    """An encoder of one picture, which inputs of one shape hold alike: each shape is encoded once."""
+    encode = getattr(encoder, method)
+
+    def encode_once(self: Any, *args: Any, **kwargs: Any) -> Any:
+        key = (method, *(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+        if key not in made:
+            made[key] = encode(*args, **kwargs)
+        return made[key]
+
+    return _stand_in(encoder, type(encoder), **{method: encode_once})
 
 
 def _stand_in(thing: Any, kind: type, **members: Any) -> Any:

@@ -23,7 +23,7 @@ from tpdiff.training.distribution import open_accelerator
 from tpdiff.training.ema import EMA
 from tpdiff.training.load_config import build, config_difference, dump_config
 from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
-from tpdiff.training.progress import clock
+from tpdiff.training.progress import check_finite, clock
 from tpdiff.training.reconstruction import Quality, latent_statistics, measure, reconstruction_loss
 from tpdiff.training.setup import check_folder, may_change, open_clips
 from tpdiff.training.trackers import check_trackers, start_trackers
@@ -104,7 +104,11 @@ class AutoencoderTrainer:
         return self.fraction >= 1
 
     def run(self, report: Callable[[AutoencoderStatus], None] | None = None) -> None:
-        """Train until the budget is spent or a stop is asked for; checkpoints and reports do not count."""
+        """Train until the budget is spent or a stop is asked for; checkpoints and reports do not count.
+
+        Raises:
+            ValueError: a loss or a gradient that is not a number; what was saved before stays.
+        """
         log = self.config.log
         while not self.done and not self.stop_requested:
             started = time.perf_counter()
@@ -174,11 +178,13 @@ class AutoencoderTrainer:
         with self.accelerator.autocast():
             loss = reconstruction_loss(self.network, clean, train, generator)
         loss.total.backward()
-        if train.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), train.max_grad_norm)
+        limit = math.inf if train.max_grad_norm is None else train.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.network)
+        for what, value in (("the loss", loss.total.detach()), ("the gradient", norm)):
+            check_finite(what, float(value), self.step + 1)
         return float(loss.total.detach()), loss.psnr, float(loss.kl)
 
     def _next_batch(self) -> dict[str, Any]:

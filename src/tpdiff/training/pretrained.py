@@ -96,7 +96,8 @@ class Pretrained:
                 activate(unwrapped(network), adapter_name(stage))
             filling = self._filling(told, x, t, stage)
             with moved(self._encoders(text=False) if pictures else (), self.device):
-                question = self.asker.ask(x, t, conditions, pyramid.factors[stage], pictures, filling)
+                factors = pyramid.factors[stage]
+                question = self.asker.ask(x, t, conditions, factors, pictures, filling, encoded=told.encoded)
             return self.asker.answer(question, network(**question.kwargs)[0])
 
         return denoise

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -142,19 +142,15 @@ class ProgressReport:
             print(f"{name} {status.line()}".strip(), file=sys.stderr, flush=True)
 
 
-def check_finite(values: Sequence[tuple[int, float, float]], step: int) -> None:
-    """Stop where a loss is not a number: from there on nothing is learnt.
-
-    Args:
-        values: (stage, loss, alignment gain) of a step's parts.
-        step: which.
+def check_finite(what: str, value: float, step: int) -> None:
+    """Stop where a loss or its gradient is not a number: from there on nothing is learnt.
 
     Raises:
-        ValueError: naming the stage, and what helps.
+        ValueError: naming it, and what helps.
     """
-    for stage, loss, _ in values:
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss of stage {stage} is {loss} at step {step}: a lower train.lr, train.max_grad_norm or "
-                "train.precision=no may help; --resume goes on from the last checkpoint"
-            )
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{what} is {value} at step {step}. Checkpoints of earlier steps stay, but resumed they would come to the "
+            "same. What may help in a new run: a lower train.lr or train.max_grad_norm, train.precision=no, or no "
+            "captions of which the text encoder keeps no token (condition.dropout makes empty ones)"
+        )

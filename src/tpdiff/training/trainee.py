@@ -1,5 +1,6 @@
 """What a trainer trains: a network, how captions reach it, and what a checkpoint of it is."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ class Told:
         latents: theirs at full size, (B, C, t, h, w), or of each stage.
         generators: one a clip.
         known: prompts that were encoded before, as `tpdiff cache` keeps them.
+        encoded: number of a clip -> what was made of its picture, whatever is asked of it again.
     """
 
     prompts: Sequence[str | None]
@@ -37,6 +39,7 @@ class Told:
     latents: Clean
     generators: Sequence[torch.Generator]
     known: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    encoded: Mapping[int, dict[Any, Any]] = field(default_factory=lambda: defaultdict(dict))
 
     @property
     def device(self) -> torch.device:

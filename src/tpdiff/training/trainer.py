@@ -29,6 +29,7 @@ from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.progress import Recent, Report, Status, check_finite
 from tpdiff.training.randomness import sample_generators
 from tpdiff.training.setup import check_folder, known_text
+from tpdiff.training.shards import whole
 from tpdiff.training.stage_mix import open_mix
 from tpdiff.training.state import capture, check_same_run, restore
 from tpdiff.training.trackers import check_trackers, start_trackers
@@ -129,7 +130,7 @@ class Trainer:
         not count.
 
         Raises:
-            ValueError: a loss that is not a number; what was saved before stays.
+            ValueError: a loss or a gradient that is not a number; what was saved before stays.
         """
         self._open_stream()
         until, log = self.seconds + seconds, self.config.log
@@ -154,7 +155,7 @@ class Trainer:
             tokens *= self.accelerator.num_processes
             self.tokens += tokens
             self.samples += self.accelerator.num_processes * sum(len(batch["index"]) for batch in batches)
-            check_finite(values, self.step)
+            self._check_finite(values)
             self.losses += [(self.seconds, self.step, stage, loss) for stage, loss, _ in values]
             self.recent.add(values, tokens, elapsed)
             if self.step % log.every_steps == 0 or self.done:
@@ -197,8 +198,8 @@ class Trainer:
                     )
                 self.accelerator.backward(part.loss / (len(stages) * len(batches) / self.mix.counts(k)))
                 parts.append(replace(part, loss=part.loss.detach()))
-        if train.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), train.max_grad_norm)
+        limit = math.inf if train.max_grad_norm is None else train.max_grad_norm
+        self.gradient_norm = whole(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.network)
@@ -265,6 +266,13 @@ class Trainer:
     def _sync(self, now: bool) -> Any:
         """Gradients are exchanged with the last backward pass of a step only."""
         return torch.enable_grad() if now else self.accelerator.no_sync(self.wrapped)
+
+    def _check_finite(self, values: list[tuple[int, float, float]]) -> None:
+        for stage, loss, _ in values:
+            check_finite(f"the loss of stage {stage}", loss, self.step)
+        if self.accelerator.scaler is None:  # which leaves out a step with such a gradient
+            stages = ", ".join(str(stage) for stage, *_ in values)
+            check_finite(f"the gradient of stage {stages}", float(self.gradient_norm), self.step)
 
     def _open_stream(self) -> None:
         if self._stream is None:

@@ -15,7 +15,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 
 from tiny.encoders import WIDTH, byt5_tokenizer, clip_text, clip_tokenizer, llama, seeded, t5, tokenizer
 
-HEAD = 3  # words that the chat template puts before the prompt
+HEAD = 108  # words that the chat template puts before the prompt: as many as the pipeline cuts off
 
 
 def hunyuan() -> HunyuanVideoPipeline:
@@ -87,7 +87,7 @@ def hunyuan15() -> HunyuanVideo15Pipeline:
         target_size=64,
         task_type="t2v",
     ).eval()
-    template = "{{ 'a ' * " + str(HEAD) + " }}{{ messages[1]['content'] }}"
+    template = "{{ 'a ' * " + str(HEAD) + " }}{{ messages[1]['content'] }} left"
     pipe = HunyuanVideo15Pipeline(
         text_encoder=_qwen(),
         tokenizer=tokenizer(chat_template=template),
@@ -103,7 +103,6 @@ def hunyuan15() -> HunyuanVideo15Pipeline:
 
 def shorten(pipe: HunyuanVideo15Pipeline) -> HunyuanVideo15Pipeline:
     """Few tokens: lengths are no setting of this pipeline's, and 1000 tokens take their time."""
-    pipe.prompt_template_encode_start_idx = HEAD
     pipe.tokenizer_max_length = pipe.tokenizer_2_max_length = 8
     pipe.vision_num_semantic_tokens = 4
     return pipe

@@ -1,0 +1,61 @@
+"""Several processes fine-tune a pipeline as one does, on videos and on shards of them, and what they save loads."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from processes import assert_same_curve, curve, train
+from test_tuning import sample
+from tiny import find_case
+
+from tpdiff.sampling.tuned import LORA
+from tpdiff.training import checkpoint as ckpt
+from tpdiff.training.cache import make_cache
+
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture
+def values(tuning, tmp_path):
+    """`values("shards", per_stage=True)`: a run of low-rank matrices with everything that could differ between
+    processes: captions, alignment, dropout, accumulation.
+    """
+
+    def make(source, **lora):
+        told = ("condition.dropout=0.3", "train.batch_size=4", "train.accumulation=2", "train.lr=0.02", "data.starts=1")
+        drawn = ("train.all_stages=false", "train.steps=6", "train.alignment=assignment")
+        config = tuning(find_case("wan"), *told, *drawn, lora={"rank": 2, **lora})
+        if source == "shards":
+            make_cache(config, tmp_path / "shards", shards=2)
+            shards = config.data.model_copy(update={"shards": str(tmp_path / "shards"), "path": ""})
+            config = config.model_copy(update={"data": shards})
+        return config.model_dump(mode="json")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("way", "source", "per_stage"),
+    [
+        ("ddp", "shards", False),
+        pytest.param("ddp", "videos", True, marks=SLOW),
+        pytest.param("fsdp2", "videos", False, marks=SLOW),
+        pytest.param("fsdp2", "shards", True, marks=SLOW),
+    ],
+)
+def test_processes_tune_as_one(values, saved, tmp_path, way, source, per_stage):
+    told = values(source, per_stage=per_stage)
+    one, two = train(told, tmp_path / "one", 1), train(told, tmp_path / "two", 2, way)
+    assert len({int(stage) for stage in curve(one)[:, 1]}) > 1
+    assert_same_curve(one, two, 1e-5)
+    assert one.keys() == two.keys()
+    matrices = [name for name in one if name.startswith(("network.", "ema."))]
+    assert matrices and all("lora_" in name for name in matrices)
+    for name in matrices:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-3)
+    case, folder = find_case("wan"), ckpt.checkpoints(tmp_path / "two")[-1]
+    stock = DiffusionPipeline.from_pretrained(saved(case))
+    before = sample(stock, case)
+    for file in folder.rglob(LORA):
+        stock.load_lora_weights(file.parent, adapter_name=file.parent.name)
+    after = sample(stock, case)
+    assert float((after - before).abs().max()) > 1e-4
