@@ -7,13 +7,15 @@ MINUTES ?= 15
 # Where pip looks for PyTorch, if not where it looks for the rest: give PyTorch's CPU wheel index here on a machine
 # whose registry serves CUDA builds only.
 TORCH_INDEX ?=
+# Where studies keep what is finished. The project's own results are in docs/results; RESULTS=mine measures afresh.
+RESULTS ?= docs/results
 # A PyTorch that already drives a GPU is used as it is.
 HAS_CUDA := $(shell $(PYTHON) -c "import torch; print(int(torch.cuda.is_available()))" 2>/dev/null)
 
 # Threads that wait asleep leave their core to whatever else runs (src/tpdiff/threads.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-slow lint bench claim conversion ablations clean
+.PHONY: help demo test test-slow lint bench stage-latency claim conversion ablations clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -37,17 +39,20 @@ bench: $(VENV)/.installed  ## Sampling, network and alignment figures of this ma
 	$(BIN)/python benchmarks/network_throughput.py
 	$(BIN)/python benchmarks/alignment_cost.py
 
+stage-latency: $(VENV)/.installed  ## Sampling time by the number of stages (DEVICE=cuda; nothing else should run)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stage_latency.py --device $(or $(DEVICE),cpu) --results $(RESULTS)
+
 claim: $(VENV)/.installed  ## Vanilla against pyramid: learning rates, three seeds, hours; resumable (DEVICE=cuda: larger)
-	$(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-flow$(if $(filter cuda,$(DEVICE)),-cuda).yaml
+	$(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-flow$(if $(filter cuda,$(DEVICE)),-cuda).yaml --results $(RESULTS)
 
 conversion: $(VENV)/.installed  ## A pretrained model made pyramidal for a tenth of its training, judged; hours, resumable
-	$(BIN)/python benchmarks/conversion.py configs/conversion-wan.yaml
-	$(BIN)/python benchmarks/conversion.py configs/conversion-animatediff.yaml
+	$(BIN)/python benchmarks/conversion.py configs/conversion-wan.yaml --results $(RESULTS)
+	$(BIN)/python benchmarks/conversion.py configs/conversion-animatediff.yaml --results $(RESULTS)
 
 ablations: $(VENV)/.installed  ## What each part of the method is worth, by equal operations; hours, resumable
-	$(BIN)/python benchmarks/ablations.py configs/ablation-fronts.yaml
-	$(BIN)/python benchmarks/ablations.py configs/ablation-jumps.yaml
-	$(BIN)/python benchmarks/ablations.py configs/ablation-stages.yaml
+	$(BIN)/python benchmarks/ablations.py configs/ablation-fronts.yaml --results $(RESULTS)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-jumps.yaml --results $(RESULTS)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-stages.yaml --results $(RESULTS)
 
 clean:  ## Remove the environment and the demo
 	rm -rf $(VENV) demo

@@ -10,14 +10,11 @@ docs/results/<study>/README.md. Ctrl-C ends it at the next step; the same comman
 from __future__ import annotations
 
 import argparse
-import shlex
-import signal
-import sys
 from pathlib import Path
 
 from originals import ORIGINALS, Original
+from study_command import carry_out, command, say, stop_with, study_parser
 
-from tpdiff.data import DataError
 from tpdiff.evaluation.conversion import AutoencoderPart, load_conversion
 from tpdiff.evaluation.conversion_page import finished, write_page
 from tpdiff.evaluation.conversion_run import ConversionDesk, run_conversion
@@ -29,46 +26,34 @@ from tpdiff.training.autoencoder import AutoencoderTrainer
 from tpdiff.training.autoencoder_config import AutoencoderConfig, load_recipe
 from tpdiff.training.checkpoint import write_pipeline
 from tpdiff.training.progress import ProgressReport
-from tpdiff.training.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
 QUALITY = "quality.json"  # the last thing that the training of an autoencoder writes
 
 
 def main() -> int:
     """Run what is asked for; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="a study's YAML")
-    parser.add_argument("--work", type=Path, default=Path("runs"), help="for data and checkpoints")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="for what is finished")
-    parser.add_argument("--seed", type=int, action="append", help="only this seed")
-    args = parser.parse_args()
-    try:
-        study = load_conversion(args.study)
-        build_original = _named(study.original.kind)
-        work, results = args.work / study.name, args.results / study.name
-        data = make_data(study.data, work / "data")
-        with ProgressReport(study.name) as report:
-            autoencoder = _autoencoder(study.original.autoencoder, work, report)
+    args = study_parser(__doc__).parse_args()
+    return carry_out(lambda: _run(args))
 
-            def build_base(seed: int, folder: Path) -> None:
-                write_pipeline(folder, build_original(study.original.network, autoencoder, seed))
 
-            judge = open_judge(study.original_config(data, work, study.seeds[0]), work / "cache")
-            desk = ConversionDesk(study, data, work, results, judge, build_base, say=_say)
-            desk.tell = lambda run, status: report(status, run)
-            desk.on_trainer = _stop_with
-            for seed in args.seed or study.seeds:
-                run_conversion(desk, seed)
-    except Interrupted:
-        print(f"stopped; continue with: {shlex.join([Path(sys.executable).name, *sys.argv])}", file=sys.stderr)
-        return 130
-    except (ValueError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if finished(study, results):
-        _say(f"page: {write_page(study, results, f'python {shlex.join(sys.argv)}')}")
-    return 0
+def _run(args: argparse.Namespace) -> Path | None:
+    """The page of what is finished."""
+    study = load_conversion(args.study)
+    build_original = _named(study.original.kind)
+    work, results = args.work / study.name, args.results / study.name
+    data = make_data(study.data, work / "data")
+    with ProgressReport(study.name) as report:
+        autoencoder = _autoencoder(study.original.autoencoder, work, report)
+
+        def build_base(seed: int, folder: Path) -> None:
+            write_pipeline(folder, build_original(study.original.network, autoencoder, seed))
+
+        judge = open_judge(study.original_config(data, work, study.seeds[0]), work / "cache")
+        desk = ConversionDesk(study, data, work, results, judge, build_base, say=say, on_trainer=stop_with)
+        desk.tell = lambda run, status: report(status, run)
+        for seed in args.seed or study.seeds:
+            run_conversion(desk, seed)
+    return write_page(study, results, command()) if finished(study, results) else None
 
 
 def _named(kind: str) -> Original:
@@ -85,23 +70,14 @@ def _autoencoder(part: AutoencoderPart, work: Path, report: ProgressReport) -> s
         config = load_recipe(recipe_path(part.recipe), [f"data.path={data}"])
         assert isinstance(config, AutoencoderConfig)
         trainer = AutoencoderTrainer(config, out, resume=(out / "config.yaml").exists())
-        _stop_with(trainer)
+        stop_with(trainer)
         trainer.run(report)
         trainer.save()
         if trainer.stop_requested:
             raise Interrupted
         quality = trainer.quality()
-        _say(f"autoencoder: {quality.line() if quality else 'nothing held out'}")
+        say(f"autoencoder: {quality.line() if quality else 'nothing held out'}")
     return str(out)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _stop_with(trainer: Trainer | AutoencoderTrainer) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: trainer.request_stop())
 
 
 if __name__ == "__main__":

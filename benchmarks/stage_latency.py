@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
+from study_command import ROOT, carry_out, command, say
 
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.bench import bench
-from tpdiff.evaluation.markdown import machine_line, number, table
+from tpdiff.evaluation.markdown import head, number, table
 from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.families.models import find_published
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.training.section import Section
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Size(Section):
@@ -67,22 +64,19 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="for what is finished")
     args = parser.parse_args()
     keep_freed_memory()
+    return carry_out(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> Path:
+    """The page."""
     try:
         wanted = Table.model_validate(yaml.safe_load(args.table.read_text()))
-        results = args.results / wanted.name / args.device
-        rows = [
-            row
-            for name, size in _sizes(wanted, args.device).items()
-            for row in _timed(wanted, args.device, name, size, results)
-        ]
     except ValidationError as error:
-        print(f"error: {args.table}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"page: {_page(wanted, rows, results, f'python {shlex.join(sys.argv)}')}", file=sys.stderr)
-    return 0
+        raise ValueError(f"{args.table}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+    results = args.results / wanted.name / args.device
+    sizes = _sizes(wanted, args.device).items()
+    rows = [row for name, size in sizes for row in _timed(wanted, args.device, name, size, results)]
+    return _page(wanted, rows, results, command())
 
 
 def _sizes(wanted: Table, device: str) -> dict[str, Size]:
@@ -96,13 +90,14 @@ def _timed(wanted: Table, device: str, name: str, size: Size, results: Path) -> 
         path = results / f"{name}-{stages}.json"
         row = read_result(path)
         if not row:
-            print(f"{name}, {stages} stages", file=sys.stderr, flush=True)
+            say(f"{name}, {stages} stages")
             model = find_published(name).resized(size.layers, size.hidden)
             measured = bench(
                 model, size.size, "T", stages, wanted.steps, device=device, guidance=False, rounds=wanted.rounds
             )
             row = measured.as_dict() | {
                 "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+                "commit": machine.commit(),
                 "machine": machine.describe(),
             }
             write_result(path, row)
@@ -111,7 +106,7 @@ def _timed(wanted: Table, device: str, name: str, size: Size, results: Path) -> 
 
 
 def _page(wanted: Table, rows: list[dict[str, Any]], results: Path, command: str) -> Path:
-    made, first = [], rows[0]
+    made = []
     for row in rows:
         plain, pyramid = row["rows"]
         split = "-".join(map(str, row["steps"]))
@@ -123,9 +118,7 @@ def _page(wanted: Table, rows: list[dict[str, Any]], results: Path, command: str
         )
     heads = ["model", "stages", "steps", "full-size step, s", "plain, s", "pyramid, s", "speed-up (by round)"]
     lines = [
-        f"# {wanted.title}",
-        "",
-        f"Made by `{command}` on {machine_line(first['machine'])}, {first['created'][:10]}.",
+        *head(wanted.title, command, rows[0]),
         "",
         f"{wanted.steps} steps, temporal stages that halve the frames: whole calls of diffusers' pipelines, from noise "
         "to latents, on random weights, without guidance; plain and pyramidal in turns, medians. The limit is the "

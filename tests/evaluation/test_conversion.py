@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tpdiff.evaluation import machine
 from tpdiff.evaluation.budget import steps_within
 from tpdiff.evaluation.conversion import load_conversion
 from tpdiff.evaluation.conversion_page import improvement, loss_bound, write_page
@@ -110,7 +111,7 @@ def finished_seed(seed, original, converted, spread):
     return {
         "seed": seed,
         "done": True,
-        "made": {"machine": {"cpu": "a processor"}, "created": "2026-01-01"},
+        "made": {"machine": machine.describe(), "created": "2026-01-01"},
         "protocol": {"seed": 0},
         "early": {"steps": 8, "final": {"distance": 1.25 * original}},
         "variants": {
@@ -145,7 +146,7 @@ def test_the_page_says_whether_the_claim_holds(tmp_path, converted, verdict):
     study = study_of(tmp_path, arms={"converted": []}, seeds=[0, 1])
     write_result(tmp_path / "seed-0.json", finished_seed(0, 100.0, converted, 8.0))
     page = write_page(study, tmp_path, "the command").read_text()
-    assert verdict in page and "**Seeds still to be run: 1.**" in page
+    assert verdict in page and "**Still to be run: seed 1.**" in page
     assert "20.0% | no |" in page  # it had not stopped improving
     assert f"| {FREE} | {converted - 900:.3g}" in page and "| better |" in page
     assert (tmp_path / "distance.png").stat().st_size > 10_000

@@ -1,4 +1,6 @@
 import json
+import subprocess
+from pathlib import Path
 
 import torch
 
@@ -29,3 +31,12 @@ def test_matmul_rate_is_a_rate(monkeypatch):
     ticks = iter(range(1000))
     monkeypatch.setattr(machine.time, "perf_counter", lambda: float(next(ticks)))
     assert machine.matmul_gflops(size=64, seconds=2) == 2 * 64**3 / 1e9
+
+
+def test_the_commit_is_that_of_the_working_copy():
+    root = Path(machine.__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        assert machine.commit() is None
+        return
+    told = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert told.stdout.startswith(machine.commit().rstrip("+"))

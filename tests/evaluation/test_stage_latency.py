@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ def run(benchmark, monkeypatch, folder, **changes):
     return benchmark.main()
 
 
+def layout(page):
+    """The heads of its tables, and how many headings it has of which rank."""
+    lines = page.splitlines()
+    heads = [line for line, below in pairwise(lines) if below.startswith("| ---")]
+    return heads, [line.split()[0] for line in lines if line.startswith("#")]
+
+
+def keys(result, of=("rows", "stages", "machine")):
+    """The names in a result, those inside some of its parts too."""
+    inside = {part: sorted(result[part][0] if isinstance(result[part], list) else result[part]) for part in of}
+    return sorted(result), inside
+
+
 def test_a_tiny_table_is_made_once(benchmark, monkeypatch, tmp_path, capsys):
     assert run(benchmark, monkeypatch, tmp_path) == 0
     kept = tmp_path / "tiny" / "cpu" / "wan2.1-1.3b-2.json"
@@ -48,6 +62,10 @@ def test_a_tiny_table_is_made_once(benchmark, monkeypatch, tmp_path, capsys):
     assert len(made["speedup_by_round"]) == 3 and made["steps"] == [2, 2]
     page = (tmp_path / "tiny" / "cpu" / "README.md").read_text()
     assert f"| wan2.1-1.3b | 2 | 2-2 | {made['plain_seconds_per_step']:.3g} |" in page
+    published = ROOT / "docs" / "results" / "stage-latency" / "cpu"
+    assert layout(page) == layout((published / "README.md").read_text())
+    for path in published.glob("*.json"):
+        assert keys(made) == keys(json.loads(path.read_text())), path
     kept.write_text(json.dumps(made | {"speedup": 9.5}))  # what is kept is not timed anew
     assert run(benchmark, monkeypatch, tmp_path) == 0
     assert "| 9.50 (" in (tmp_path / "tiny" / "cpu" / "README.md").read_text()

@@ -164,5 +164,5 @@ def test_a_whole_study_stopped_and_continued(tmp_path):
     anew = read_result(desk.seed_file(1))["arms"]["vanilla"]["evaluations"]
     assert len(written) > len(anew) == 1 and anew[0]["steps"] == 0
     page = write_page(study, desk.results, "a command").read_text()
-    assert "Seeds still to be run: 1" in page and "| pyramid |" in page
+    assert "Still to be run: seed 1" in page and "| pyramid |" in page
     assert (desk.results / "distance.png").stat().st_size > 5000

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from tpdiff.evaluation.ablation import Ablation
-from tpdiff.evaluation.markdown import joined, machine_line, number, table
-from tpdiff.evaluation.plots import COLORS
+from tpdiff.evaluation.markdown import head, joined, number, table
+from tpdiff.evaluation.plots import COLORS, distance_plots
 from tpdiff.evaluation.study import read_result
 from tpdiff.evaluation.study_figures import difference
 
@@ -43,40 +43,28 @@ def write_page(study: Ablation, results: Path, command: str) -> Path:
 
 def draw(study: Ablation, found: Results, path: Path) -> None:
     """Distance against operations of a clip, a line a variant, a dot a seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    plot = figure.add_subplot()
-    for place, (name, seeds) in enumerate(found.items()):
-        color, style = COLORS[place % len(COLORS)], ("-", "--", ":")[place // len(COLORS) % 3]
-        x = np.array([[_at(s, steps)["sampling_flops"] / 1e9 for steps in study.steps] for s in seeds])
-        y = np.array([[_at(s, steps)["distance"] for steps in study.steps] for s in seeds])
-        plot.plot(x.mean(0), y.mean(0), style, color=color, label=name)
-        plot.scatter(x, y, s=10, color=color, alpha=0.5)
-    plot.set_xlabel("GFLOP a clip")
-    plot.set_ylabel("Fréchet distance")
-    plot.set_xscale("log")
-    plot.set_yscale("log")
-    plot.grid(alpha=0.2)
-    plot.legend(frameon=False, fontsize=8)
-    FigureCanvasAgg(figure).print_png(str(path))
+    with distance_plots(path) as (plot,):
+        for place, (name, seeds) in enumerate(found.items()):
+            color, style = COLORS[place % len(COLORS)], ("-", "--", ":")[place // len(COLORS) % 3]
+            x = np.array([[_at(s, steps)["sampling_flops"] / 1e9 for steps in study.steps] for s in seeds])
+            y = np.array([[_at(s, steps)["distance"] for steps in study.steps] for s in seeds])
+            plot.plot(x.mean(0), y.mean(0), style, color=color, label=name)
+            plot.scatter(x, y, s=10, color=color, alpha=0.5)
+        plot.set_xlabel("GFLOP a clip")
+        plot.set_xscale("log")
 
 
 def _lines(study: Ablation, found: Results, command: str) -> list[str]:
     first = next(iter(found.values()))[0]
-    made, base, last = first["made"], next(iter(study.variants)), study.steps[-1]
+    base, last = next(iter(study.variants)), study.steps[-1]
     waiting = [
         f"{name} (seed {seed})"
         for name in study.variants
         for seed in study.seeds
         if seed not in {r["seed"] for r in found.get(name, ())}
     ]
-    lines = [f"# {study.title}", "", f"Made by `{command}` on {machine_line(made['machine'])}, {made['created'][:10]}."]
-    if waiting:
-        lines += ["", f"**Still to be run: {', '.join(waiting)}.**"]
     return [
-        *lines,
+        *head(study.title, command, first["made"], waiting),
         "",
         f"Every trained variant has had {study.operations:g} TFLOP of training (recipe `{study.recipe}`); those "
         f"sampled from another's weights say so. All are judged by {study.clips} samples from the same noise and "

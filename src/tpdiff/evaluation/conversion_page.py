@@ -8,8 +8,8 @@ import numpy as np
 
 from tpdiff.evaluation.conversion import ConversionStudy
 from tpdiff.evaluation.conversion_run import LAST_PART, ORIGINAL
-from tpdiff.evaluation.markdown import joined, machine_line, number, table
-from tpdiff.evaluation.plots import COLORS
+from tpdiff.evaluation.markdown import head, joined, number, table
+from tpdiff.evaluation.plots import COLORS, distance_plots
 from tpdiff.evaluation.study import read_result
 from tpdiff.evaluation.study_figures import difference
 
@@ -58,34 +58,22 @@ def write_page(study: ConversionStudy, results: Path, command: str) -> Path:
 
 def draw(seeds: Seeds, path: Path) -> None:
     """Distance against operations of a clip: a dot a seed, a ring for their mean."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    plot = figure.add_subplot()
-    for place, name in enumerate(seeds[0]["variants"]):
-        color, marker = COLORS[place % len(COLORS)], "os^Dv"[place // len(COLORS)]
-        x = [s["variants"][name]["sampling_flops"] / 1e9 for s in seeds]
-        y = [_final(s, name)["distance"] for s in seeds]
-        plot.scatter(x, y, s=14, color=color, marker=marker, alpha=0.5)
-        label = f"{name} ({_steps(seeds[0]['variants'][name]['steps'])})"
-        plot.scatter(np.mean(x), np.mean(y), s=70, facecolors="none", edgecolors=color, marker=marker, label=label)
-    plot.set_xlabel("GFLOP a clip")
-    plot.set_ylabel("Fréchet distance")
-    plot.set_yscale("log")
-    plot.grid(alpha=0.2)
-    plot.legend(frameon=False, fontsize=8)
-    FigureCanvasAgg(figure).print_png(str(path))
+    with distance_plots(path) as (plot,):
+        for place, name in enumerate(seeds[0]["variants"]):
+            color, marker = COLORS[place % len(COLORS)], "os^Dv"[place // len(COLORS)]
+            x = [s["variants"][name]["sampling_flops"] / 1e9 for s in seeds]
+            y = [_final(s, name)["distance"] for s in seeds]
+            plot.scatter(x, y, s=14, color=color, marker=marker, alpha=0.5)
+            label = f"{name} ({_steps(seeds[0]['variants'][name]['steps'])})"
+            plot.scatter(np.mean(x), np.mean(y), s=70, facecolors="none", edgecolors=color, marker=marker, label=label)
+        plot.set_xlabel("GFLOP a clip")
 
 
 def _lines(study: ConversionStudy, seeds: Seeds, command: str) -> list[str]:
-    made, claimed = seeds[0]["made"], next(iter(study.arms))
-    waiting = [s for s in study.seeds if s not in {r["seed"] for r in seeds}]
-    lines = [f"# {study.title}", "", f"Made by `{command}` on {machine_line(made['machine'])}, {made['created'][:10]}."]
-    if waiting:
-        lines += ["", f"**Seeds still to be run: {', '.join(map(str, waiting))}.**"]
+    claimed = next(iter(study.arms))
+    waiting = [f"seed {s}" for s in study.seeds if s not in {r["seed"] for r in seeds}]
     return [
-        *lines,
+        *head(study.title, command, seeds[0]["made"], waiting),
         "",
         f"An original is trained without stages and sampled at {study.steps} steps. Each arm trains on from it by at "
         f"most {study.budget:.0%} of the operations of its training; arms with stages are sampled at "

@@ -6,14 +6,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from tpdiff.data import ClipDataset
 from tpdiff.evaluation.budget import operations, steps_within, warm_up
 from tpdiff.evaluation.conversion import ConversionStudy
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.latency import count_flops, measure
-from tpdiff.evaluation.samples import Sampling, sample_batch, sampler
+from tpdiff.evaluation.samples import Sampling, precision, sample_batch, sampler
 from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
 from tpdiff.sampling.pipeline import PyramidPipeline
@@ -21,6 +19,7 @@ from tpdiff.sampling.tuned import TunedPipeline
 from tpdiff.training.checkpoint import write_pipeline
 from tpdiff.training.config import Config
 from tpdiff.training.progress import Status
+from tpdiff.training.setup import open_dataset
 from tpdiff.training.trainer import Trainer
 
 ORIGINAL, FEWER, FREE = "original", "original, fewer steps", "training-free"
@@ -89,23 +88,22 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     for arm in desk.study.arms:
         _train_arm(desk, seed, arm, out, result, keep)
     claimed = next(iter(desk.study.arms))
-    original = _open(pretrained)
-    free = TunedPipeline(original.pipe, original.network, replace(original.config, pyramid=_pyramid(out / claimed)))
-    budget = _sampling_flops(free, desk, desk.staged)
-    each = _sampling_flops(_open(pretrained), desk, replace(desk.plain, steps=2)) / 2
-    fewer = replace(desk.plain, steps=max(1, round(budget / each)))
-    for name, pipeline, sampling in ((FEWER, _open(pretrained), fewer), (FREE, free, desk.staged)):
+    original, staged = _open(desk, pretrained), _open(desk, out / claimed).config.pyramid
+    free = TunedPipeline(original.pipe, original.network, replace(original.config, pyramid=staged))
+    allowed = _sampling_flops(free, desk, desk.staged)
+    fewer = replace(desk.plain, steps=_steps_for(desk, _open(desk, pretrained), allowed))
+    for name, pipeline, sampling in ((FEWER, _open(desk, pretrained), fewer), (FREE, free, desk.staged)):
         if name not in result["variants"]:
             row = {"steps": sampling.steps, "final": _judge(desk, pipeline, sampling, seed, out, name)}
             result["variants"][name] = row
             keep()
     for name, row in result["variants"].items():
         if "sampling_flops" not in row:
-            one = free if name == FREE else _open(pretrained if name in (ORIGINAL, FEWER) else out / name)
+            one = free if name == FREE else _open(desk, pretrained if name in (ORIGINAL, FEWER) else out / name)
             row["sampling_flops"] = _sampling_flops(one, desk, replace(desk.plain, steps=row["steps"]))
             keep()
     if "seconds" not in result:
-        result["seconds"] = _times(desk, _open(pretrained), _open(out / claimed))
+        result["seconds"] = _times(desk, _open(desk, pretrained), _open(desk, out / claimed))
     rows = out / "rows"
     against = {ORIGINAL: list(result["variants"]), claimed: list(result["variants"])}
     result["paired"] = {
@@ -184,8 +182,6 @@ def _open_trainer(desk: ConversionDesk, config: Config, out: Path, seed: int) ->
 
 
 def _dataset(desk: ConversionDesk, config: Config) -> ClipDataset:
-    from tpdiff.training.setup import open_dataset
-
     if config.seed not in desk._datasets:
         desk._datasets[config.seed] = open_dataset(config)
     return desk._datasets[config.seed]
@@ -201,21 +197,22 @@ def _cost(trainer: Trainer, flops: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path) -> TunedPipeline:
-    """A trained pipeline, in the precision it was trained in."""
+def _open(desk: ConversionDesk, folder: Path) -> TunedPipeline:
+    """A trained pipeline, in the precision that the study trains in."""
     pipeline: TunedPipeline = PyramidPipeline.from_pretrained(folder)
-    return pipeline.lowered(torch.bfloat16)
-
-
-def _pyramid(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = _open(folder).config.pyramid
-    return config
+    return pipeline.lowered(precision(desk.study.original_config(desk.data, folder, 0)))
 
 
 def _sampling_flops(pipeline: TunedPipeline, desk: ConversionDesk, sampling: Sampling) -> int:
     """Operations of the networks for one clip, text and pixels included."""
     caption = desk.judge.captions(1)
     return count_flops(lambda: sample_batch(pipeline, caption, sampling))
+
+
+def _steps_for(desk: ConversionDesk, pipeline: TunedPipeline, flops: int) -> int:
+    """How many plain steps come nearest to so many operations; text and pixels, the same for any number, are apart."""
+    one, two = (_sampling_flops(pipeline, desk, replace(desk.plain, steps=steps)) for steps in (1, 2))
+    return max(1, 1 + round((flops - one) / (two - one)))
 
 
 def _times(desk: ConversionDesk, original: TunedPipeline, converted: TunedPipeline) -> dict[str, Any]:

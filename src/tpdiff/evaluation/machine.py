@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def describe() -> dict[str, Any]:
     }
 
 
-def one_line(facts: dict[str, Any] | None = None) -> str:
+def one_line(facts: Mapping[str, Any] | None = None) -> str:
     """`describe` in one line."""
     m = facts or describe()
     gpus = f"{', '.join(m['gpus'])}; " if m["gpus"] else ""
@@ -44,6 +46,20 @@ def one_line(facts: dict[str, Any] | None = None) -> str:
         f"{gpus}{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']} GiB, "
         f"bf16 {m['cpu_bf16']}, torch {m['torch']}"
     )
+
+
+def commit() -> str | None:
+    """The commit that this code is of, with a "+" where files differ from it; None outside a working copy."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    told = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=+"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout.strip() or None
 
 
 def cpu_model() -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tpdiff.evaluation.machine import one_line
+
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table."""
@@ -19,6 +21,15 @@ def joined(values: Iterable[Any]) -> str:
     return " / ".join("never" if v is None else number(v) for v in values)
 
 
-def machine_line(facts: Mapping[str, Any]) -> str:
-    """What `machine.describe` says, in few words."""
-    return ", ".join(str(v) for k, v in facts.items() if k in ("cpu", "cores", "gpu") and v)
+def head(title: str, command: str, made: Mapping[str, Any], waiting: Sequence[str] = ()) -> list[str]:
+    """The lines that a page begins with.
+
+    Args:
+        title: of the page.
+        command: that makes it.
+        made: when (created, ISO), on what (machine, by `machine.describe`), and of which commit, where that is known.
+        waiting: what is still to be run.
+    """
+    commit = f", commit {made['commit']}" if made.get("commit") else ""
+    lines = [f"# {title}", "", f"Made by `{command}` on {one_line(made['machine'])}; {made['created'][:10]}{commit}."]
+    return [*lines, "", f"**Still to be run: {', '.join(waiting)}.**"] if waiting else lines

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,23 @@ def bench_picture(bench: Bench, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, file.getvalue())
+
+
+@contextmanager
+def distance_plots(path: Path, panels: int = 1) -> Iterator[Sequence[Any]]:
+    """Matplotlib's axes to draw Fréchet distances in, side by side; written as a PNG file when all is drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(7, 4 * panels), 4.2), layout="constrained")
+    plots = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    yield plots
+    for plot in plots:
+        plot.set_yscale("log")
+        plot.grid(alpha=0.2)
+    plots[0].set_ylabel("Fréchet distance")
+    plots[0].legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(figure).print_png(str(path))
 
 
 def smooth(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tpdiff.evaluation.markdown import joined, machine_line, number, table
-from tpdiff.evaluation.plots import COLORS
+from tpdiff.evaluation.markdown import head, joined, number, table
+from tpdiff.evaluation.plots import COLORS, distance_plots
 from tpdiff.evaluation.study import Study, read_result
 from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached
 
@@ -39,35 +39,24 @@ def write_page(study: Study, results: Path, command: str) -> Path:
 
 def draw(study: Study, seeds: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Distance against each kind of cost: a thin line a seed, a thick one for their mean."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    for panel, axis in enumerate(AXES):
-        plot = figure.add_subplot(1, len(AXES), panel + 1)
-        for color, arm in zip(COLORS, study.arms, strict=False):
-            runs = [s["arms"][arm]["evaluations"][1:] for s in seeds]
-            x = np.array([[e[axis] for e in run] for run in runs], dtype=float)
-            y = np.array([[e["distance"] for e in run] for run in runs])
-            for costs, distances in zip(x, y, strict=True):
-                plot.plot(costs, distances, color=color, alpha=0.35, linewidth=0.8)
-            plot.plot(x.mean(0), y.mean(0), color=color, linewidth=2, label=arm)
-        plot.set_xlabel(AXIS_NAMES[axis])
-        plot.set_yscale("log")
-        plot.grid(alpha=0.2)
-        if panel == 0:
-            plot.set_ylabel(f"Fréchet distance, {study.clips} samples")
-            plot.legend(frameon=False, fontsize=8)
-    FigureCanvasAgg(figure).print_png(str(path))
+    with distance_plots(path, len(AXES)) as plots:
+        for plot, axis in zip(plots, AXES, strict=True):
+            for color, arm in zip(COLORS, study.arms, strict=False):
+                runs = [s["arms"][arm]["evaluations"][1:] for s in seeds]
+                x = np.array([[e[axis] for e in run] for run in runs], dtype=float)
+                y = np.array([[e["distance"] for e in run] for run in runs])
+                for costs, distances in zip(x, y, strict=True):
+                    plot.plot(costs, distances, color=color, alpha=0.35, linewidth=0.8)
+                plot.plot(x.mean(0), y.mean(0), color=color, linewidth=2, label=arm)
+            plot.set_xlabel(AXIS_NAMES[axis])
+        plots[0].set_title(f"{study.clips} samples", loc="left", fontsize=9)
 
 
 def _lines(study: Study, seeds: Sequence[Mapping[str, Any]], results: Path, command: str) -> list[str]:
-    made, base = seeds[0]["made"], next(iter(study.arms))
-    waiting = [s for s in study.seeds if s not in {r["seed"] for r in seeds}]
-    lines = [f"# {study.title}", "", f"Made by `{command}` on {machine_line(made['machine'])}, {made['created'][:10]}."]
-    if waiting:
-        lines += ["", f"**Seeds still to be run: {', '.join(map(str, waiting))}.**"]
-    lines += [
+    base = next(iter(study.arms))
+    waiting = [f"seed {s}" for s in study.seeds if s not in {r["seed"] for r in seeds}]
+    return [
+        *head(study.title, command, seeds[0]["made"], waiting),
         "",
         f"Arms share the network, data, seed and {SECONDS[study.clock]} ({study.seconds:g} each), and take turns of "
         f"{study.slice_seconds:g} s on one machine; evaluations, checkpoints and warm-up do not count. "
@@ -98,7 +87,6 @@ def _lines(study: Study, seeds: Sequence[Mapping[str, Any]], results: Path, comm
         "",
         *(f"- {key}: {value}" for key, value in seeds[0]["protocol"].items()),
     ]
-    return lines
 
 
 def _final_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]:

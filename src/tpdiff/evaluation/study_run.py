@@ -141,6 +141,7 @@ def provenance(study: Section) -> dict[str, Any]:
     """When, where and from what a result was made."""
     return {
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": machine.commit(),
         "machine": machine.describe(),
         "study": study.model_dump(mode="json"),
     }

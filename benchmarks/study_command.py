@@ -1,0 +1,61 @@
+"""What the commands that carry out studies share: how they speak, stop and end."""
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from tpdiff.data import DataError
+from tpdiff.evaluation.study_run import Interrupted
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Stoppable(Protocol):
+    """What ends at its next step when asked."""
+
+    def request_stop(self) -> None: ...
+
+
+def study_parser(doc: str) -> argparse.ArgumentParser:
+    """The arguments of every study: its file, where it works, where its results go, and one of its seeds."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="a study's YAML")
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="for data and checkpoints")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="for what is finished")
+    parser.add_argument("--seed", type=int, action="append", help="only this seed")
+    return parser
+
+
+def carry_out(work: Callable[[], Path | None]) -> int:
+    """The exit status of a command: 0 and the page named, 2 and the error, or 130 and how to go on."""
+    try:
+        page = work()
+    except Interrupted:
+        say(f"stopped; continue with: {command(Path(sys.executable).name)}")
+        return 130
+    except (ValueError, DataError, OSError) as error:
+        say(f"error: {error}")
+        return 2
+    if page is not None:
+        say(f"page: {page}")
+    return 0
+
+
+def command(python: str = "python") -> str:
+    """This command, as it was typed."""
+    return shlex.join([python, *sys.argv])
+
+
+def say(text: str) -> None:
+    """A line to whoever waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def stop_with(run: Stoppable) -> None:
+    """Let Ctrl-C, or a request to terminate, end a run at its next step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: run.request_stop())
