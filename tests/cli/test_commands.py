@@ -1,7 +1,6 @@
 """The command line: train, sample, and one line with exit code 2 for whatever cannot work."""
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -17,41 +16,11 @@ import av
 import numpy as np
 import pytest
 import yaml
+from command_line import call, refused, refused_in_a_line
 
-from tpdiff.cli import main
 from tpdiff.training.checkpoint import checkpoints
 
 LOW, HIGH = "a digit below five moves", "a digit from five up moves"
-
-
-def call(*arguments):
-    """(exit code, standard output, standard error) of a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-    return code, out.getvalue(), err.getvalue()
-
-
-def refused(*arguments, at_once=True):
-    """The message of a command that must refuse: exit code 2, "error: ..." and, if at once, nothing else."""
-    code, out, err = call(*arguments)
-    assert code == 2, (out, err)
-    assert "Traceback" not in err
-    assert out == ""
-    before, error, message = err.partition("error: ")
-    assert error, err
-    assert before == "" or not at_once, err
-    return message.rstrip("\n")
-
-
-def refused_in_a_line(*arguments, at_once=True):
-    message = refused(*arguments, at_once=at_once)
-    assert "\n" not in message, message
-    return message
 
 
 def tree(folder):
@@ -269,7 +238,7 @@ def test_a_folder_that_cannot_be_trained_on(recipe, tmp_path, clips, kind, messa
     broken_folder(kind, tmp_path / "videos", clips)
     path = recipe(data={"path": str(tmp_path / "videos"), "split": None})
     before = tree(tmp_path)
-    assert re.search(message, refused("train", path, "--out", tmp_path / "run"))
+    assert re.search(message, refused("train", path, "--out", tmp_path / "run", at_once=True))
     assert tree(tmp_path) == before
 
 

@@ -1,7 +1,5 @@
 """`tpdiff eval`: the same figures every time and under any names, and a line with exit code 2 for what cannot be."""
 
-import contextlib
-import io
 import json
 import shutil
 
@@ -9,23 +7,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import call, refused
 
-from tpdiff.cli import main
 from tpdiff.data import render_digits, write_video
 from tpdiff.evaluation.made import folder_clips, folder_geometry, model_clips, model_geometry
 from tpdiff.metrics import Reference
-
-
-def call(*arguments):
-    """(exit code, standard output, standard error) of a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -238,38 +224,33 @@ def test_clips_are_compared_with_their_captions(real, made, cache, tmp_path):
     other, _ = figures(real, tmp_path / "made", *clip)
     assert other["figures"][name]["made"] != pytest.approx(shown["made"], abs=1e-4)
     assert other["figures"][name]["real"] == shown["real"]
-    assert "10 of 10 made clips have no caption" in refused(real, made, *clip)
-
-
-def refused(*arguments):
-    code, out, err = call("eval", *arguments)
-    assert code == 2, (out, err)
-    assert out == "" and "Traceback" not in err
-    return err.partition("error: ")[2]
+    assert "10 of 10 made clips have no caption" in refused("eval", real, made, *clip)
 
 
 def test_refusals(real, made, run, cache, tmp_path):
     there = ("--cache-dir", cache)
-    assert "is 16x16, clips of 16x24 are compared" in refused(real, made, "--size", "16x24", *there)
-    assert "has 8 frames, clips of 7 are compared" in refused(real, made, "--frames", 7, *there)
-    assert "11 clips were asked for" in refused(real, made, "--clips", 11, *there)
-    assert "nearest: 6" in refused(real, made, "--clips", 9, *there)
-    assert "no such folder" in refused(tmp_path / "absent", made, *there)
-    assert "no such folder" in refused(real, tmp_path / "absent", *there)
-    assert "split 'val' is not in" in refused(real, made, "--split", "val", *there)
-    assert "cannot fill 3 stages" in refused(real, run, "--steps", "2", *there)
-    assert "neither a number" in refused(real, run, "--steps", "many", *there)
-    assert "no I3D file" in refused(real, made, "--features", tmp_path / "absent.pt", *there)
-    assert "clips of 8 frames do not suit" in refused(real, made, "--features", videomae(tmp_path / "mae", 4), *there)
-    assert "holds no model" in refused(real, made, "--features", made, *there)
+    assert "is 16x16, clips of 16x24 are compared" in refused("eval", real, made, "--size", "16x24", *there)
+    assert "has 8 frames, clips of 7 are compared" in refused("eval", real, made, "--frames", 7, *there)
+    assert "11 clips were asked for" in refused("eval", real, made, "--clips", 11, *there)
+    assert "nearest: 6" in refused("eval", real, made, "--clips", 9, *there)
+    assert "no such folder" in refused("eval", tmp_path / "absent", made, *there)
+    assert "no such folder" in refused("eval", real, tmp_path / "absent", *there)
+    assert "split 'val' is not in" in refused("eval", real, made, "--split", "val", *there)
+    assert "cannot fill 3 stages" in refused("eval", real, run, "--steps", "2", *there)
+    assert "neither a number" in refused("eval", real, run, "--steps", "many", *there)
+    assert "no I3D file" in refused("eval", real, made, "--features", tmp_path / "absent.pt", *there)
+    assert "clips of 8 frames do not suit" in refused(
+        "eval", real, made, "--features", videomae(tmp_path / "mae", 4), *there
+    )
+    assert "holds no model" in refused("eval", real, made, "--features", made, *there)
     (tmp_path / "text.pt").write_text("no weights")
-    assert "neither TorchScript nor" in refused(real, made, "--features", tmp_path / "text.pt", *there)
-    assert "size '16' is not HEIGHTxWIDTH" in refused(real, made, "--size", "16", *there)
+    assert "neither TorchScript nor" in refused("eval", real, made, "--features", tmp_path / "text.pt", *there)
+    assert "size '16' is not HEIGHTxWIDTH" in refused("eval", real, made, "--size", "16", *there)
     shutil.copytree(made, tmp_path / "broken")
     whole = (tmp_path / "broken" / "00004.mp4").read_bytes()
     (tmp_path / "broken" / "00004.mp4").write_bytes(whole[: len(whole) // 2])
     write_video(tmp_path / "broken" / "odd.mp4", torch.zeros(5, 16, 16, 3, dtype=torch.uint8), 8)
-    message = refused(real, tmp_path / "broken", *there)
+    message = refused("eval", real, tmp_path / "broken", *there)
     assert "2 of 11 videos" in message and "00004.mp4: " in message and "odd.mp4: has 5 frames" in message
 
 

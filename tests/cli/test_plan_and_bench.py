@@ -1,27 +1,13 @@
 """`tpdiff plan` and `tpdiff bench` as a user calls them."""
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
 
 import pytest
+from command_line import call
 
-from tpdiff.cli import main
 from tpdiff.families.models import PUBLISHED
-
-
-def call(*arguments):
-    """(exit code, standard output, standard error) of a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-    return code, out.getvalue(), err.getvalue()
 
 
 def figures(*arguments):

@@ -1,7 +1,5 @@
 """`tpdiff vbench`: a trained model's videos where VBench looks for them, its script run, its figures read."""
 
-import contextlib
-import io
 import json
 import os
 import stat
@@ -10,8 +8,8 @@ import sys
 
 import pytest
 import yaml
+from command_line import call, refused
 
-from tpdiff.cli import main
 from tpdiff.data import probe
 
 LOW, HIGH = "a digit below five moves", "a digit from five up moves"
@@ -41,24 +39,6 @@ rows = [{"video_path": os.path.join(told.videos_path, name), "video_results": 0.
 with open(os.path.join(told.output_path, "results_now_eval_results.json"), "w") as file:
     json.dump({told.dimension: [0.5, rows]}, file)
 """
-
-
-def call(*arguments):
-    """(exit code, standard output, standard error) of a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-    return code, out.getvalue(), err.getvalue()
-
-
-def refused(*arguments):
-    code, out, err = call(*arguments)
-    assert (code, out) == (2, "") and "Traceback" not in err, (out, err)
-    return err.partition("error: ")[2]
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,20 @@ import pytest
 import torch
 import yaml
 
+from tpdiff.data import ClipDataset
 from tpdiff.evaluation.ablation import load_ablation
 from tpdiff.evaluation.ablation_page import finished, write_page
-from tpdiff.evaluation.ablation_run import AblationDesk, run_variant
+from tpdiff.evaluation.ablation_run import AblationDesk, run_variant, stages_of
 from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.jumps import JUMPS
+from tpdiff.evaluation.samples import Sampling, sample_batch, sampler
 from tpdiff.evaluation.study import make_data
-from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
+from tpdiff.pyramid import FlowMatchingSchedule, Pyramid, measure_spectrum
+from tpdiff.pyramid.spectral import spectral_pyramid
 from tpdiff.recipes import recipe_path
+from tpdiff.shipped import shipped_autoencoder
+from tpdiff.training.latents import Latents
+from tpdiff.training.trainer import Trainer
 
 FACTORS = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
 TINY = {
@@ -23,6 +29,8 @@ TINY = {
     "recipe": "digits-flow",
     "overrides": [
         "data.frames=4",
+        f"model.autoencoder={shipped_autoencoder()}",
+        "model.patch_size=[1,2,2]",
         "model.hidden_size=24",
         "model.num_layers=1",
         "model.num_attention_heads=2",
@@ -35,8 +43,9 @@ TINY = {
         "vanilla": {"overrides": ["train.method=vanilla"]},
         "plain jumps": {"of": "pyramid", "jump": "plain"},
         "told nothing": {"against": "vanilla", "overrides": ["condition.kind=none", "train.method=vanilla"]},
+        "untrained": {"of": "vanilla", "spectral": [[1, 1, 1], [2, 1, 1]]},
     },
-    "operations": 0.02,
+    "operations": 0.004,
     "steps": [3, 6],
     "seeds": [0],
     "clips": 66,
@@ -79,6 +88,7 @@ def test_alignments_are_compared_at_their_batch_size():
         ({"variants": {"a": {"against": "b"}, "b": {}}}, "a is compared with 'b', which is not before it; choose none"),
         ({"variants": {"a": {}, "b": {"jump": "high"}}}, "variants.b.jump"),
         ({"variants": {"a": {}, "b": {"overrides": ["train.metod=vanilla"]}}}, "train.method"),
+        ({"overrides": []}, "untrained: a spectral pyramid follows from latents"),
         ({"operations": 0}, "operations: .*greater than 0"),
     ],
 )
@@ -102,6 +112,27 @@ def test_other_jumps_are_what_they_are_called():
     assert abs(wrong - c) > 0.01
 
 
+def test_untrained_stages_follow_the_spectrum_of_what_the_network_sees(tmp_path):
+    study = ablation_of(tmp_path, data={"kind": "digits", "clips": 8, "frames": 4})
+    data = make_data(study.data, tmp_path / "data")
+    desk = AblationDesk(study, data, tmp_path / "work", tmp_path / "results", None)
+    config = study.config("vanilla", data, 0, 1)
+    pipeline = sampler(Trainer(config, tmp_path / "run"))
+    dataset = ClipDataset(data, frames=4, height=32, width=32, fps=8, split="train", cache="none")
+    seen = Latents(config, pipeline.pyramid, torch.device("cpu"))
+    spectrum = measure_spectrum(seen(dataset[i]["video"][None]) for i in range(len(dataset)))
+    variant = study.variants["untrained"]
+    wanted = spectral_pyramid(spectrum, FlowMatchingSchedule(), variant.spectral, variant.tolerance)
+    assert len(pipeline.pyramid) == 1
+    pipeline.pyramid = stages_of(desk, pipeline, variant)
+    found = pipeline.pyramid.config()
+    assert found["factors"] == [list(factors) for factors in variant.spectral] and found["resize"] == "dct"
+    for name in ("ends", "starts"):
+        assert found[name] == pytest.approx(wanted.config()[name], rel=1e-5)
+    captions = [dataset[0]["caption"]] * 2
+    assert sample_batch(pipeline, captions, Sampling(4)).shape == (2, 3, 4, 32, 32)
+
+
 @pytest.mark.slow
 def test_a_whole_ablation(tmp_path):
     study = ablation_of(tmp_path)
@@ -110,20 +141,22 @@ def test_a_whole_ablation(tmp_path):
     desk = AblationDesk(study, data, tmp_path / "work", tmp_path / "results", judge, say=lambda text: None)
     with pytest.raises(ValueError, match="plain jumps samples from pyramid, which is not finished for seed 0"):
         run_variant(desk, 0, "plain jumps")
-    pyramid, vanilla, plain, untold = (run_variant(desk, 0, name) for name in study.variants)
+    pyramid, vanilla, plain, untold, untrained = (run_variant(desk, 0, name) for name in study.variants)
     for result in (pyramid, vanilla):
-        assert 0.015e12 < result["training"]["flops"] <= 0.02e12
+        assert 0.75 < result["training"]["flops"] / (study.operations * 1e12) <= 1
     assert pyramid["training"]["optimizer_steps"] > vanilla["training"]["optimizer_steps"]
-    costs = [result["judged"]["6"]["sampling_flops"] for result in (pyramid, vanilla, plain)]
-    assert costs[0] == costs[2] < costs[1]
+    costs = [result["judged"]["6"]["sampling_flops"] for result in (pyramid, vanilla, plain, untrained)]
+    assert costs[0] == costs[2] < costs[3] < costs[1]
     assert plain["judged"]["6"]["distance"] != pyramid["judged"]["6"]["distance"]
     pair = plain["judged"]["6"]["paired"]["difference"]
     assert pair == pytest.approx(plain["judged"]["6"]["distance"] - pyramid["judged"]["6"]["distance"], rel=1e-6)
+    assert untrained["judged"]["6"]["distance"] != vanilla["judged"]["6"]["distance"]
     assert run_variant(desk, 0, "plain jumps") == plain
     assert list(finished(study, tmp_path / "results")) == list(study.variants)
     page = write_page(study, tmp_path / "results", "command").read_text()
-    assert "| plain jumps | from pyramid |" in page and "Still to be run" not in page
     assert set(vanilla["judged"]["6"]["accuracy"]) == {"digit", "direction"} and untold["judged"]["6"]["accuracy"] == {}
     away = untold["judged"]["6"]["distance"] - vanilla["judged"]["6"]["distance"]
     assert untold["judged"]["6"]["paired"]["difference"] == pytest.approx(away, rel=1e-6)
     assert "| told nothing | vanilla |" in page and "none: it is told no caption" in page
+    assert "| plain jumps | from pyramid |" in page and "| untrained | from vanilla |" in page
+    assert "Still to be run" not in page

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from command_line import refused
 from pages import CHROMIUM, Page, browse
 
 from tpdiff.cli import main
@@ -228,25 +229,23 @@ def test_long_runs_are_thinned_out(place):
     assert "training hours" in row.svgs[1] and "PFLOP" in row.svgs[2]
 
 
-def test_refusals_say_what_to_type(place, tmp_path, capsys):
-    def refused(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main(["report", *map(str, arguments), "--out", str(tmp_path / "page.html")])
-        assert stop.value.code == 2
+def test_refusals_say_what_to_type(place, tmp_path):
+    def no_page(*arguments):
+        message = refused("report", *arguments, "--out", tmp_path / "page.html")
         assert not (tmp_path / "page.html").exists()
-        return capsys.readouterr().err
+        return message
 
     (tmp_path / "empty").mkdir()
-    assert "does not exist; a run is what" in refused(place / "pyramid", tmp_path / "absent")
-    assert "holds no config.yaml; a run is what `tpdiff train RECIPE --out runs/NAME`" in refused(tmp_path / "empty")
-    assert f"type: tpdiff report {place / 'begun'} {place / 'pyramid'} {place / 'vanilla'}" in refused(place)
+    assert "does not exist; a run is what" in no_page(place / "pyramid", tmp_path / "absent")
+    assert "holds no config.yaml; a run is what `tpdiff train RECIPE --out runs/NAME`" in no_page(tmp_path / "empty")
+    assert f"type: tpdiff report {place / 'begun'} {place / 'pyramid'} {place / 'vanilla'}" in no_page(place)
     checkpoint = place / "pyramid" / "checkpoints" / "step-00000006"
-    assert f"type: tpdiff report {place / 'pyramid'}" in refused(checkpoint)
-    assert "is given twice" in refused(place / "pyramid", place / "begun" / ".." / "pyramid")
+    assert f"type: tpdiff report {place / 'pyramid'}" in no_page(checkpoint)
+    assert "is given twice" in no_page(place / "pyramid", place / "begun" / ".." / "pyramid")
     (tmp_path / "empty" / "config.yaml").write_text("autoencoder: {}\n")
-    assert "is a run of an autoencoder" in refused(tmp_path / "empty")
+    assert "is a run of an autoencoder" in no_page(tmp_path / "empty")
     (tmp_path / "empty" / "config.yaml").write_text("nothing: 1\n")
-    assert "is not a run's configuration: unknown key nothing" in refused(tmp_path / "empty")
+    assert "is not a run's configuration: unknown key nothing" in no_page(tmp_path / "empty")
     with pytest.raises(ValueError, match="lies in the run"):
         write_run_report([place / "pyramid"], place / "pyramid" / "report.html")
     with pytest.raises(ValueError, match=r"nearest: .*page\.html"):

@@ -1,20 +1,18 @@
 """`tpdiff train`, `sample` and `export` of fine-tuned pipelines: what other programs load is what was trained."""
 
-import contextlib
-import io
 import json
 from dataclasses import replace
 
 import av
 import pytest
 import torch
+from command_line import call, refused_in_a_line
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from test_tuning import sample, trained
 from tiny import find_case, picture
 
-from tpdiff.cli import main
 from tpdiff.pyramid import Pyramid
 from tpdiff.sampling.apply import apply_pyramid, remove_pyramid
 from tpdiff.sampling.export import original_matrices
@@ -25,26 +23,6 @@ from tpdiff.training.load_config import dump_config
 
 WAN = find_case("wan")
 LORA = {"lora": {"rank": 2, "alpha": 3}}
-
-
-def call(*arguments):
-    """(exit code, standard output, standard error) of a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-    return code, out.getvalue(), err.getvalue()
-
-
-def refused(*arguments):
-    """The message of a command that must refuse."""
-    code, out, err = call(*arguments)
-    assert (code, out) == (2, ""), err
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    return err
 
 
 def size_of(path):
@@ -98,9 +76,9 @@ def test_sampling_keeps_to_the_pipelines_ways(run, tmp_path):
         ("--image", tmp_path / "nothing.png"): "No such file",
         ("--dtype", "int8"): "dtype 'int8' is none of float32, bfloat16, float16",
     }.items():
-        assert message in refused("sample", folder, *options, "--out", tmp_path / "no.mp4")
+        assert message in refused_in_a_line("sample", folder, *options, "--out", tmp_path / "no.mp4")
     picture().save(tmp_path / "first.png")
-    said = refused("sample", folder, "--image", tmp_path / "first.png", "--out", tmp_path / "no.mp4")
+    said = refused_in_a_line("sample", folder, "--image", tmp_path / "first.png", "--out", tmp_path / "no.mp4")
     assert "WanPipeline takes no image; leave it out" in said
     assert not (tmp_path / "no.mp4").exists()
 
@@ -109,7 +87,7 @@ def test_videos_for_vbench(run, tmp_path):
     (tmp_path / "prompts.txt").write_text("a small red cat runs\nthe cat/the ball\n")
     asked = ["vbench", "make", run(WAN, steps=1, **LORA), "--prompts", tmp_path / "prompts.txt", "--num-videos", 1]
     asked += ["--steps", "1,1,1", "--device", "cpu", "--json"]
-    message = refused(*asked, "--solver", "heun", "--out", tmp_path / "set")
+    message = refused_in_a_line(*asked, "--solver", "heun", "--out", tmp_path / "set")
     assert "WanPipeline has no solver to choose" in message and not (tmp_path / "set").exists()
     code, _, err = call(*asked, "--out", tmp_path / "set")
     assert code == 0, err
@@ -118,7 +96,7 @@ def test_videos_for_vbench(run, tmp_path):
     assert (told["num_frames"], told["height"], told["width"]) == WAN.narrow and told["guidance_scale"] is None
     for path in (tmp_path / "run").rglob("pytorch_lora_weights.safetensors"):
         path.write_bytes(path.read_bytes()[:-1] + b"?")
-    assert "holds another set: weights is" in refused(*asked, "--out", tmp_path / "set")
+    assert "holds another set: weights is" in refused_in_a_line(*asked, "--out", tmp_path / "set")
 
 
 def test_prompts_must_be_text(run):
@@ -196,9 +174,9 @@ def test_pictures_start_videos(run, tmp_path):
     other = ["--prompt", "a small red cat", "--image", tmp_path / "0.png", "--seed", 1, "--out", tmp_path / "two.mp4"]
     assert call("sample", folder, *quick, *other)[0] == 0
     assert (tmp_path / "two.mp4").read_bytes() != videos[1].read_bytes()
-    said = refused("sample", folder, "--prompt", "a", "--out", tmp_path / "no.mp4")
+    said = refused_in_a_line("sample", folder, "--prompt", "a", "--out", tmp_path / "no.mp4")
     assert "WanImageToVideoPipeline starts from a picture: give it as image" in said
-    said = refused("sample", folder, *two, "--prompt", "a", *images, "--out", tmp_path / "no.mp4")
+    said = refused_in_a_line("sample", folder, *two, "--prompt", "a", *images, "--out", tmp_path / "no.mp4")
     assert "2 pictures for 3 prompts; give one for all, or one each" in said
 
 
@@ -227,8 +205,8 @@ def test_whole_weights_are_exported_as_a_stock_pipeline(name, run, tmp_path):
     apply_pyramid(stock, loaded.pyramid, [1, 1, 2])
     apply_pyramid(again.pipe, again.pyramid, [1, 1, 2])
     assert torch.equal(sample(stock, case), sample(again.pipe, case))
-    assert "is there already" in refused("export", folder, "--out", tmp_path / "stock")
-    said = refused("export", folder, "--format", "comfyui", "--out", tmp_path / "a.safetensors")
+    assert "is there already" in refused_in_a_line("export", folder, "--out", tmp_path / "stock")
+    said = refused_in_a_line("export", folder, "--format", "comfyui", "--out", tmp_path / "a.safetensors")
     assert "comfyui is a format of low-rank matrices, and this run trained weights; nearest: diffusers" in said
 
 
@@ -341,4 +319,4 @@ def test_formats_have_their_kinds_of_files(tmp_path):
         ("--out", "a", "--dtype", "int4"): "dtype 'int4' is none of",
         ("--out", "a"): "no model in ",
     }.items():
-        assert message in refused("export", tmp_path / "none", *options)
+        assert message in refused_in_a_line("export", tmp_path / "none", *options)

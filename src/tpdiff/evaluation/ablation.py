@@ -120,6 +120,10 @@ def load_ablation(path: str | Path) -> Ablation:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    for name in study.trained:
-        study.config(name, Path("data"), study.seeds[0], 1)
+    configs = {name: study.config(name, Path("data"), study.seeds[0], 1) for name in study.trained}
+    for name, variant in study.variants.items():
+        if variant.spectral is not None and configs[variant.of or name].model.autoencoder is None:
+            raise ValueError(
+                f"{name}: a spectral pyramid follows from latents, and there are none; set model.autoencoder"
+            )
     return study

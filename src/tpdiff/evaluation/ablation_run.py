@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
 from tpdiff.pyramid.spectral import spectral_pyramid
 from tpdiff.pyramid.spectrum import Spectrum
+from tpdiff.pyramid.stages import Pyramid
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training.progress import Status
 from tpdiff.training.setup import open_dataset
@@ -47,7 +49,15 @@ class AblationDesk:
     say: Callable[[str], None] = print
     tell: Callable[[str, Status], None] | None = None
     on_trainer: Callable[[Trainer], None] = lambda trainer: None
-    spectrum: Spectrum | None = None
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """That of the training clips' latents, as the networks see them."""
+        config = self.study.config(self.study.trained[0], self.data, self.study.seeds[0], 1)
+        data, model = config.data, config.model
+        assert model.autoencoder is not None
+        size, scale = (data.frames, data.height, data.width), model.latent_scale
+        return measure_folder(self.data / "train", model.autoencoder, size, fps=data.fps, scale=scale)
 
     def file(self, seed: int, variant: str) -> Path:
         """Where a variant's result is kept."""
@@ -73,7 +83,7 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
         if not read_result(desk.file(seed, variant.of)).get("done"):
             raise ValueError(f"{name} samples from {variant.of}, which is not finished for seed {seed}; run that first")
         pipeline = _pipeline(desk, seed, variant.of, out / variant.of)
-    pipeline.pyramid = _pyramid(desk, pipeline, variant)
+    pipeline.pyramid = stages_of(desk, pipeline, variant)
     result["protocol"] = desk.judge.protocol(Sampling(study.steps[-1]))
     base, told = study.base(name), study.told(name)
     for steps in study.steps:
@@ -122,16 +132,9 @@ def _pipeline(desk: AblationDesk, seed: int, name: str, out: Path) -> Any:
     return PyramidPipeline.from_pretrained(out).lowered(precision(config))
 
 
-def _pyramid(desk: AblationDesk, pipeline: Any, variant: Variant) -> Any:
-    """The stages that a variant is sampled through."""
-    config = pipeline.pyramid.config()
+def stages_of(desk: AblationDesk, pipeline: Any, variant: Variant) -> Pyramid:
+    """The stages that a variant is sampled through, over its pipeline's schedule."""
+    pyramid = pipeline.pyramid
     if variant.spectral is not None:
-        if desk.spectrum is None:
-            data = desk.study.config(desk.study.trained[0], desk.data, 0, 1)
-            if data.model.autoencoder is None:
-                raise ValueError("a spectral pyramid is measured on latents: set model.autoencoder")
-            size = data.data.frames, data.data.height, data.data.width
-            desk.spectrum = measure_folder(desk.data / "train", data.model.autoencoder, size)
-        made = spectral_pyramid(desk.spectrum, pipeline.pyramid.schedule, variant.spectral, variant.tolerance)
-        config = made.config()
-    return JUMPS[variant.jump].from_config(config)
+        pyramid = spectral_pyramid(desk.spectrum, pyramid.schedule, variant.spectral, variant.tolerance)
+    return JUMPS[variant.jump].from_config(pyramid.config())

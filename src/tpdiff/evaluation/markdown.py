@@ -12,8 +12,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Integers whole, others to three digits."""
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
+    """Integers and whatever reaches 100 whole, others to three digits."""
+    return f"{value:.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:.3g}"
 
 
 def joined(values: Iterable[Any]) -> str:

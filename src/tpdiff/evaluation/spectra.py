@@ -24,6 +24,7 @@ def measure_folder(
     *,
     clips: int = 64,
     fps: float | None = None,
+    scale: float = 1.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Spectrum:
@@ -35,6 +36,7 @@ def measure_folder(
         size: (num_frames, height, width) of the clips, in pixels.
         clips: at most so many.
         fps: frames a second of the clips; None: each file's own.
+        scale: what the network sees of latents is so many times as large (`model.latent_scale`).
         seed: decides which videos, and where clips start.
         progress: called with (clips measured, clips in all).
 
@@ -58,12 +60,13 @@ def measure_folder(
 
     def latents() -> Iterator[Tensor]:
         for i in range(wanted):
-            yield encode_video(vae, to_float(collate([dataset[i]])["video"]))
+            yield scale * encode_video(vae, to_float(collate([dataset[i]])["video"]))
             if progress is not None:
                 progress(i + 1, wanted)
 
     said = {"autoencoder": type(vae).__name__, "fingerprint": fingerprint(vae), "videos": folder.name, "seed": seed}
-    return measure_spectrum(latents(), causal_time=bool(extra), description={**said, "size": list(size), "fps": fps})
+    said |= {"size": list(size), "fps": fps, "scale": scale}
+    return measure_spectrum(latents(), causal_time=bool(extra), description=said)
 
 
 def save_spectrum(spectrum: Spectrum, path: Path) -> None:

@@ -1,5 +1,6 @@
 """A clip and its caption to what a shard holds of them, as bytes: the same for the same clip, whatever came before."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from tpdiff.training.objective import build_pyramid
 from tpdiff.training.setup import check_sizes
 
 
-class ClipEncoder:
+class ClipEncoder(ABC):
     """The frozen models of a recipe, one clip and one caption at a time.
 
     Attributes:
@@ -54,9 +55,9 @@ class ClipEncoder:
         self.size_rules = [list(rule) for rule in axis_rules(*geometry)]
         self.largest = partial(_largest, geometry, limits)
 
+    @abstractmethod
     def check(self, sizes: Iterable[Bucket]) -> None:
         """Raise ValueError for a clip size that the autoencoder, the patches or some stage cannot hold."""
-        raise NotImplementedError
 
     def latents(self, video: Tensor) -> bytes:
         """uint8 clip (3, T, H, W) -> float32 latents "stage0", ... (C, t, h, w), as safetensors."""
@@ -64,9 +65,9 @@ class ClipEncoder:
         encoded = encode_stages(self.autoencoder, to_float(video[None].to(self.device)), stages)
         return save({f"stage{k}": latents[0].cpu().contiguous() for k, latents in enumerate(encoded)})
 
+    @abstractmethod
     def states(self, caption: str) -> bytes | None:
         """What a caption becomes, as safetensors; None where the recipe encodes none."""
-        raise NotImplementedError
 
 
 class OwnEncoder(ClipEncoder):

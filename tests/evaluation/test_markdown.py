@@ -1,0 +1,17 @@
+"""Figures as pages write them."""
+
+import pytest
+
+from tpdiff.evaluation.markdown import joined, number
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(3480.2, "3480"), (-12345.6, "-12346"), (100.0, "100"), (99.44, "99.4"), (0.04567, "0.0457"), (17912, "17912")],
+)
+def test_figures_of_at_least_100_are_whole_and_others_have_three_digits(value, written):
+    assert number(value) == written
+
+
+def test_one_figure_a_seed():
+    assert joined([1720.4, None, 2]) == "1720 / never / 2"
