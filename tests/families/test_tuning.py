@@ -120,7 +120,7 @@ def test_every_stage_may_have_matrices_of_its_own(tuning, tmp_path):
     torch.testing.assert_close(made[1].frames, made[0].frames, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("pretrained", [{}, LORA])
+@pytest.mark.parametrize("pretrained", [{}, LORA, {"lora": LORA["lora"] | {"dropout": 0.5}}])
 def test_a_resumed_run_is_the_uninterrupted_one(tuning, tmp_path, pretrained):
     case = find_case("wan")
     config = tuning(case, "train.steps=4", "log.checkpoint_every_steps=2", "train.all_stages=false", **pretrained)
@@ -237,7 +237,7 @@ def test_an_expert_is_trained_at_its_own_times(tuning, tmp_path):
         assert ((times >= 875) if network == "transformer" else (times < 875)).all()
 
 
-@pytest.mark.parametrize("pretrained", [{}, LORA])
+@pytest.mark.parametrize("pretrained", [{}, LORA, {"lora": LORA["lora"] | {"dropout": 0.5}}])
 def test_a_network_may_follow_what_it_said_before(tuning, tmp_path, pretrained):
     """At first it says just that, so the further loss is 0; in the end it says nearly that, where it weighs enough."""
     first, away = {}, {}

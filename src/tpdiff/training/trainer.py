@@ -27,7 +27,7 @@ from tpdiff.training.objective import StageLoss, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate, set_rate, spent
 from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.progress import Recent, Report, Status, check_finite
-from tpdiff.training.randomness import sample_generators
+from tpdiff.training.randomness import network_draws, sample_generators
 from tpdiff.training.setup import check_folder, known_text
 from tpdiff.training.shards import whole
 from tpdiff.training.stage_mix import open_mix
@@ -182,7 +182,8 @@ class Trainer:
             stages = self.mix.stages(self.step, micro)
             last = micro == len(batches) - 1
             for k in stages:
-                with self._sync(last and k == stages[-1]), self.accelerator.autocast():
+                draws = network_draws(self.config.seed, batch["index"], k, self.device)
+                with self._sync(last and k == stages[-1]), self.accelerator.autocast(), draws:
                     clean, coarse = clean_pair(self.pyramid, latents, k)
                     part = stage_loss(
                         denoise,
