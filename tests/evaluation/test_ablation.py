@@ -150,6 +150,7 @@ def test_a_whole_ablation(tmp_path):
     assert plain["judged"]["6"]["distance"] != pyramid["judged"]["6"]["distance"]
     pair = plain["judged"]["6"]["paired"]["difference"]
     assert pair == pytest.approx(plain["judged"]["6"]["distance"] - pyramid["judged"]["6"]["distance"], rel=1e-6)
+    assert untrained["pyramid"]["factors"] == [[1, 1, 1], [2, 1, 1]] and vanilla["pyramid"]["factors"] == [[1, 1, 1]]
     assert untrained["judged"]["6"]["distance"] != vanilla["judged"]["6"]["distance"]
     assert run_variant(desk, 0, "plain jumps") == plain
     assert list(finished(study, tmp_path / "results")) == list(study.variants)

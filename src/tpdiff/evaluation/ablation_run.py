@@ -84,6 +84,7 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
             raise ValueError(f"{name} samples from {variant.of}, which is not finished for seed {seed}; run that first")
         pipeline = _pipeline(desk, seed, variant.of, out / variant.of)
     pipeline.pyramid = stages_of(desk, pipeline, variant)
+    result["pyramid"] = pipeline.pyramid.config()
     result["protocol"] = desk.judge.protocol(Sampling(study.steps[-1]))
     base, told = study.base(name), study.told(name)
     for steps in study.steps:
