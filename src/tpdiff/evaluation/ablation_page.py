@@ -132,7 +132,8 @@ def _shown(study: Ablation, found: Results) -> list[str]:
             f"{fact} {joined(f['accuracy'][fact]['made'] for f in finals)} (real {a['real']:.2f})"
             for fact, a in finals[0]["accuracy"].items()
         )
-        rows.append([variant, *(cells or ["", ""]), accuracy or "none: it is told no caption"])
+        untold = "" if study.told(variant) else "none: it is told no caption"
+        rows.append([variant, *(cells or ["", ""]), accuracy or untold])
     return table(["variant", "flicker", "motion, pixels a frame", "classifier's accuracy"], rows)
 
 
