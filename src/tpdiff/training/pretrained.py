@@ -208,8 +208,9 @@ class Pretrained:
             return None
         clean = clean_pair(self.convention.pyramid, told.latents, stage)[0][:, :, :1].expand(-1, -1, count, -1, -1)
         schedule, view = self.asker.schedule, (-1, 1, 1, 1, 1)
-        noise = randn(clean.shape, list(told.generators), clean.device)
-        return schedule.alpha(t).view(view) * clean + schedule.sigma(t).view(view) * noise
+        if stage not in told.noise:
+            told.noise[stage] = randn(clean.shape, list(told.generators), clean.device)
+        return schedule.alpha(t).view(view) * clean + schedule.sigma(t).view(view) * told.noise[stage]
 
     def _options(self) -> dict[str, Any]:
         told = {} if self.wanted.guidance is None else {"guidance_scale": self.wanted.guidance}

@@ -32,6 +32,7 @@ class Told:
         generators: one a clip.
         known: prompts that were encoded before, as `tpdiff cache` keeps them.
         encoded: number of a clip -> what was made of its picture, whatever is asked of it again.
+        noise: stage -> that of frames which patches need before the first, alike for every network that is asked.
     """
 
     prompts: Sequence[str | None]
@@ -40,6 +41,7 @@ class Told:
     generators: Sequence[torch.Generator]
     known: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     encoded: Mapping[int, dict[Any, Any]] = field(default_factory=lambda: defaultdict(dict))
+    noise: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
