@@ -34,7 +34,7 @@ def carry_out(work: Callable[[], Path | None]) -> int:
     """The exit status of a command: 0 and the page named, 2 and the error, or 130 and how to go on."""
     try:
         page = work()
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         say(f"stopped; continue with: {command(Path(sys.executable).name)}")
         return 130
     except (ValueError, DataError, OSError) as error:
@@ -56,6 +56,16 @@ def say(text: str) -> None:
 
 
 def stop_with(run: Stoppable) -> None:
-    """Let Ctrl-C, or a request to terminate, end a run at its next step."""
+    """Let Ctrl-C, or a request to terminate, end a run at its next step, and a second one whatever goes on."""
+
+    def at_its_next_step(*_: object) -> None:
+        run.request_stop()
+        say("stopping at the next step; once more: at once")
+        _on_signals(signal.default_int_handler)
+
+    _on_signals(at_its_next_step)
+
+
+def _on_signals(handler: Callable[..., object]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: run.request_stop())
+        signal.signal(number, handler)

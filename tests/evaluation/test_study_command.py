@@ -1,0 +1,64 @@
+"""What the commands of studies share: how they stop, and how they end."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tpdiff.data import DataError
+from tpdiff.evaluation.study_run import Interrupted
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from study_command import carry_out, stop_with
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Run:
+    asked = 0
+
+    def request_stop(self):
+        self.asked += 1
+
+
+@pytest.fixture
+def handlers():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_the_run_and_a_second_one_all(handlers, capsys, number):
+    run = Run()
+    stop_with(run)
+    os.kill(os.getpid(), number)
+    assert run.asked == 1 and "once more" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+    stop_with(run)  # the next run of the study
+    os.kill(os.getpid(), number)
+    assert run.asked == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (Interrupted(), 130, "stopped; continue with: "),
+        (KeyboardInterrupt(), 130, "stopped; continue with: "),
+        (ValueError("no variant"), 2, "error: no variant\n"),
+        (DataError("no clips"), 2, "error: no clips\n"),
+        (OSError("full"), 2, "error: full\n"),
+    ],
+)
+def test_how_a_command_ends(capsys, error, status, said):
+    def work():
+        raise error
+
+    assert carry_out(work) == status
+    assert said in capsys.readouterr().err
+    assert carry_out(lambda: Path("page.md")) == 0
+    assert capsys.readouterr().err == "page: page.md\n"
