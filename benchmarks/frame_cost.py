@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from study_command import ROOT, carry_out, command, say
+from study_command import carry_out, command, say, table_parser
 
 from tpdiff.cli.quiet import quiet
 from tpdiff.evaluation.frame_cost import DTYPES, METHODS, FrameTable, load_table, take_turn, write_random
@@ -29,11 +29,7 @@ from tpdiff.evaluation.study_run import provenance
 
 def main() -> int:
     """Run what is asked for; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=Path, nargs="?", default=ROOT / "configs" / "frame-cost.yaml")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="for what is finished")
-    args = parser.parse_args()
+    args = table_parser(__doc__, "frame-cost").parse_args()
     quiet()
     return carry_out(lambda: _run(args))
 

@@ -10,18 +10,17 @@ is finished is kept.
 from __future__ import annotations
 
 import argparse
-import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
-from study_command import ROOT, carry_out, command, say
+from study_command import carry_out, command, say, table_parser
 
-from tpdiff.evaluation import machine
 from tpdiff.evaluation.bench import bench
 from tpdiff.evaluation.markdown import head, number, table
 from tpdiff.evaluation.study import read_result, write_result
+from tpdiff.evaluation.study_run import provenance
 from tpdiff.families.models import find_published
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.training.section import Section
@@ -58,11 +57,7 @@ class Table(Section):
 
 def main() -> int:
     """Run what is asked for; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=Path, nargs="?", default=ROOT / "configs" / "stage-latency.yaml")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="for what is finished")
-    args = parser.parse_args()
+    args = table_parser(__doc__, "stage-latency").parse_args()
     keep_freed_memory()
     return carry_out(lambda: _run(args))
 
@@ -84,10 +79,19 @@ def _sizes(wanted: Table, device: str) -> dict[str, Size]:
 
 
 def _timed(wanted: Table, device: str, name: str, size: Size, results: Path) -> list[dict[str, Any]]:
-    """One result a number of stages."""
+    """One result a number of stages, those that are kept already and the rest.
+
+    Raises:
+        ValueError: what is kept was measured otherwise.
+    """
+    asked = size.model_dump(mode="json") | {"steps": wanted.steps, "rounds": wanted.rounds}
+    kept = {results / f"{name}-{stages}.json": stages for stages in wanted.stages}
+    for path in kept:
+        row = read_result(path)
+        if row and row["asked"] != asked:
+            raise ValueError(f"{path} was measured with {row['asked']}, not {asked}; remove it")
     rows = []
-    for stages in wanted.stages:
-        path = results / f"{name}-{stages}.json"
+    for path, stages in kept.items():
         row = read_result(path)
         if not row:
             say(f"{name}, {stages} stages")
@@ -95,11 +99,8 @@ def _timed(wanted: Table, device: str, name: str, size: Size, results: Path) -> 
             measured = bench(
                 model, size.size, "T", stages, wanted.steps, device=device, guidance=False, rounds=wanted.rounds
             )
-            row = measured.as_dict() | {
-                "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-                "commit": machine.commit(),
-                "machine": machine.describe(),
-            }
+            made = provenance(wanted)
+            row = measured.as_dict() | {"asked": asked} | {key: made[key] for key in ("created", "commit", "machine")}
             write_result(path, row)
         rows.append(row)
     return rows

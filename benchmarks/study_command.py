@@ -25,9 +25,22 @@ def study_parser(doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="a study's YAML")
     parser.add_argument("--work", type=Path, default=Path("runs"), help="for data and checkpoints")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="for what is finished")
+    _add_results(parser)
     parser.add_argument("--seed", type=int, action="append", help="only this seed")
     return parser
+
+
+def table_parser(doc: str, name: str) -> argparse.ArgumentParser:
+    """The arguments of every table of measurements: its file, the device, and where its results go."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, nargs="?", default=ROOT / "configs" / f"{name}.yaml")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    _add_results(parser)
+    return parser
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="for what is finished")
 
 
 def carry_out(work: Callable[[], Path | None]) -> int:

@@ -71,3 +71,5 @@ def test_a_tiny_table_is_made_once(benchmark, monkeypatch, tmp_path, capsys):
     assert "| 9.50 (" in (tmp_path / "tiny" / "cpu" / "README.md").read_text()
     assert run(benchmark, monkeypatch, tmp_path, rounds=2) == 2
     assert "rounds" in capsys.readouterr().err
+    assert run(benchmark, monkeypatch, tmp_path, steps=6) == 2
+    assert "was measured with" in (said := capsys.readouterr().err) and "'steps': 6" in said

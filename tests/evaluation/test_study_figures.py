@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tpdiff.evaluation.study_figures import difference, learnt, plateau, reached
+from tpdiff.evaluation.study_figures import difference, learnt, plateau, reached, sooner
 
 
 def curve(*distances, rate=1.0):
@@ -30,6 +30,17 @@ def test_reached_needs_three_in_a_row():
 def test_an_arm_that_is_not_there_long_enough_never_reached():
     base = curve(50, 40, 11, 10, 9)
     assert reached(curve(50, 40, 30, 9, 9), base) is None
+
+
+def test_sooner_is_read_off_the_mean_curves_by_straight_lines():
+    base = curve(100, 60, 50, 40, 30)  # judged at 30 s and 50 s
+    assert sooner([curve(100, 40, 35, 33, 20)], [base]) == pytest.approx(
+        {30.0: 30 / (10 + 10 * 50 / 60), 50.0: 50 / (40 + 10 * 3 / 13)}
+    )
+    assert sooner([curve(100, 40, 35, 33, 31)], [base])[50.0] is None
+    assert sooner([base], [base]) == pytest.approx({30.0: 1.0, 50.0: 1.0})
+    both = sooner([curve(100, 60, 40), curve(100, 40, 20)], [curve(100, 70, 60), curve(100, 70, 40)])
+    assert both == pytest.approx({30.0: 30 / 20})  # means 100, 50, 30 against 100, 70, 50
 
 
 def test_difference_joins_independent_seeds():

@@ -8,6 +8,7 @@ import numpy as np
 
 IN_A_ROW = 3
 AXES = ("seconds", "steps", "flops")
+Evaluations = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Reached:
     ratios: dict[str, float]
 
 
-def plateau(evaluations: Sequence[Mapping[str, Any]]) -> float:
+def plateau(evaluations: Evaluations) -> float:
     """Mean distance of the last three evaluations.
 
     Raises:
@@ -36,7 +37,7 @@ def plateau(evaluations: Sequence[Mapping[str, Any]]) -> float:
     return float(np.mean([e["distance"] for e in evaluations[-IN_A_ROW:]]))
 
 
-def reached(evaluations: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> Reached | None:
+def reached(evaluations: Evaluations, base: Evaluations) -> Reached | None:
     """When an arm reached the plateau of the base: three evaluations in a row at or below it. None: never.
 
     The base counts as there from the first of the three evaluations that define its plateau, which favours it.
@@ -48,6 +49,30 @@ def reached(evaluations: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str
             ratios = {axis: of_base[axis] / first[axis] for axis in AXES}
             return Reached(first["seconds"], first["steps"], first["flops"], ratios)
     return None
+
+
+def sooner(curves: Sequence[Evaluations], bases: Sequence[Evaluations]) -> dict[float, float | None]:
+    """How much sooner an arm stands where the base stands, by the base's seconds at every second evaluation.
+
+    Curves are means over seeds, of distance and of seconds; the arm's moment lies on the line between the evaluation
+    that first is at or below the base's distance and the one before it. None: not within its time.
+
+    Args:
+        curves, bases: evaluations of the arm and of the base by seed, the first of the untrained network.
+    """
+    seconds, distances = _mean_curve(curves)
+    moments, levels = _mean_curve(bases)
+    ratios: dict[float, float | None] = {}
+    for moment, level in list(zip(moments, levels, strict=True))[2::2]:
+        below = np.flatnonzero(distances <= level)
+        pair = slice(below[0] - 1, below[0] + 1) if len(below) else None
+        ratios[float(moment)] = float(moment / np.interp(-level, -distances[pair], seconds[pair])) if pair else None
+    return ratios
+
+
+def _mean_curve(curves: Sequence[Evaluations]) -> tuple[np.ndarray, np.ndarray]:
+    seconds, distances = (np.array([[e[key] for e in curve] for curve in curves]) for key in ("seconds", "distance"))
+    return seconds.mean(0), distances.mean(0)
 
 
 @dataclass(frozen=True)

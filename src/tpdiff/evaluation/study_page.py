@@ -9,7 +9,7 @@ import numpy as np
 from tpdiff.evaluation.markdown import head, joined, number, table
 from tpdiff.evaluation.plots import COLORS, distance_plots
 from tpdiff.evaluation.study import Study, read_result
-from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached
+from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached, sooner
 
 PLOT = "distance.png"
 SECONDS = {"wall": "seconds", "cpu": "seconds of processor time"}
@@ -75,6 +75,11 @@ def _lines(study: Study, seeds: Sequence[Mapping[str, Any]], results: Path, comm
         f"Reached: the first of {IN_A_ROW} evaluations in a row at or below the mean of the last {IN_A_ROW} of {base}; "
         f"how much sooner is counted from the first of those {IN_A_ROW} of {base}.",
         "",
+        *_sooner_table(study, seeds, base),
+        "",
+        f"How many times sooner an arm stands where {base} stands after so many seconds, by straight lines between "
+        "evaluations: of the seeds' mean curves and, in brackets, of each seed's.",
+        "",
         "## Have they learnt?",
         "",
         *_learnt_table(study, seeds),
@@ -125,6 +130,18 @@ def _difference_table(study: Study, seeds: Sequence[Mapping[str, Any]], base: st
         rows.append([arm, interval, joined(found.seeds), verdict, *cells])
     heads = ["arm", "difference of distance, paired 95 % interval", "by seed", "excludes 0"]
     return table([*heads, "sooner in seconds, by seed", "in steps", "in operations"], rows)
+
+
+def _sooner_table(study: Study, seeds: Sequence[Mapping[str, Any]], base: str) -> list[str]:
+    curves = {arm: [s["arms"][arm]["evaluations"] for s in seeds] for arm in study.arms}
+    moments = [f"{e['seconds']:.0f} s" for e in curves[base][0][2::2]]
+    rows = []
+    for arm in list(study.arms)[1:]:
+        mean = sooner(curves[arm], curves[base]).values()
+        single = [sooner([one], [of]).values() for one, of in zip(curves[arm], curves[base], strict=True)]
+        by_moment = zip(mean, *single, strict=True)
+        rows.append([arm, *(f"{joined([ratio])} ({joined(of_seeds)})" for ratio, *of_seeds in by_moment)])
+    return table(["sooner than " + base, *moments], rows)
 
 
 def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
