@@ -47,9 +47,10 @@ def test_a_texture_moves_as_fast_as_it_was_moved(size, velocity):
     assert figures["warping_error"] < 0.1 * figures["flicker"] ** 2
 
 
-def test_flow_points_where_the_texture_goes():
+@pytest.mark.parametrize("fast", [False, True])
+def test_flow_points_where_the_texture_goes(fast):
     frames = clip(steady((2, -1), 2)).permute(1, 2, 3, 0).contiguous()
-    flow = optical_flow(frames[:1], frames[1:])
+    flow = optical_flow(frames[:1], frames[1:], fast)
     assert flow.shape == (1, 2, 48, 64) and flow.dtype == torch.float32
     assert flow[0].mean((1, 2)).tolist() == pytest.approx([2, -1], abs=0.1)
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +25,11 @@ from tpdiff.data import DataError, read_video
 from tpdiff.data.clips import Geometry
 from tpdiff.data.stream import draw_start, epoch_order
 from tpdiff.metrics.attributes import Labels, find_attributes, labels_of
-from tpdiff.metrics.clip_network import FRAMES, PARTS, PIXELS, WIDTHS, ClipNet, fewer_pixels, network_input, thin
+from tpdiff.metrics.clip_network import RECIPE, ClipNet, drift, fewer_pixels, network_input, thin, thinning
 from tpdiff.metrics.clips import Source
+from tpdiff.metrics.motion import one_thread
 
-VERSION = 1
+VERSION = 2
 VIDEOS, STRETCH = 4096, 3  # most videos, and clips' lengths of each, that are kept for training: bounds its memory
 STEPS, BATCH = 800, 16
 RATE, DECAY, SMOOTHING = 3e-3, 0.05, 0.05
@@ -147,8 +147,10 @@ class Classifier:
         for batch in [videos] if isinstance(videos, Tensor) else videos:
             self._check(batch)
             for part in batch.cpu().split(BATCH):
-                with _one_thread(), torch.no_grad():
-                    answers = self.network(network_input(fewer_pixels(thin(part))))
+                clips = thin(part)
+                with one_thread(), torch.no_grad():
+                    moved = torch.stack([drift(clip) for clip in clips])
+                    answers = self.network(network_input(fewer_pixels(clips)), moved)
                 for (name, values), answer in zip(self.values.items(), answers, strict=True):
                     named[name] += [values[number] for number in answer.argmax(1).tolist()]
         return {name: tuple(column) for name, column in named.items()}
@@ -216,20 +218,24 @@ def _train(
     progress: Progress | None,
 ) -> None:
     """Adam with decoupled decay and one cycle of the learning rate, on all attributes together."""
-    videos = [_stretch(source, geometry) for source in sources]
+    with one_thread():
+        videos = [_stretch(source, geometry) for source in sources]
     targets = [torch.tensor([values[name].index(value) for value in labels[name]]) for name in labels]
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1, pct_start=0.1)
-    with _one_thread():
+    with one_thread():
         for step in range(steps):
-            picked, clips = [], []
+            picked, clips, moved = [], [], []
             for index in range(step * BATCH, (step + 1) * BATCH):
                 epoch, place = divmod(index, len(videos))
                 number = epoch_order(seed, epoch, len(videos))[place]
-                start = draw_start(seed, index, videos[number].shape[1] - geometry.frames + 1)
+                frames, drifts = videos[number]
+                start = draw_start(seed, index, frames.shape[1] - geometry.frames + 1)
+                window = slice(start, start + geometry.frames)
                 picked.append(number)
-                clips.append(thin(videos[number][:, start : start + geometry.frames]))
-            answers = network(network_input(torch.stack(clips)))
+                clips.append(thin(frames[:, window]))
+                moved.append(thin(drifts[:, window]).index_fill(1, torch.tensor(0), 0))
+            answers = network(network_input(torch.stack(clips)), torch.stack(moved))
             wanted = [target[picked] for target in targets]
             losses = map(_loss, answers, wanted)
             optimizer.zero_grad()
@@ -244,15 +250,16 @@ def _loss(answers: Tensor, wanted: Tensor) -> Tensor:
     return functional.cross_entropy(answers, wanted, label_smoothing=SMOOTHING)
 
 
-def _stretch(source: Source, geometry: Geometry) -> Tensor:
-    """The first frames of a video, shrunk: uint8 (3, T, h, w)."""
+def _stretch(source: Source, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """The first frames of a video, shrunk: uint8 (3, T, h, w); and their drift (2, T, 4, 4)."""
     path, size = source.entry.path, (geometry.height, geometry.width)
     frames = read_video(path, fps=geometry.fps, size=size, resize=geometry.resize)[: STRETCH * geometry.frames]
-    return fewer_pixels(frames.permute(3, 0, 1, 2))
+    video = frames.permute(3, 0, 1, 2)
+    return fewer_pixels(video), drift(video, thinning(geometry.frames))
 
 
 def _key(digests: Sequence[str], labels: Labels, geometry: Geometry, seed: int, steps: int) -> str:
-    recipe = [VERSION, FRAMES, PIXELS, WIDTHS, PARTS, STRETCH, BATCH, RATE, DECAY, SMOOTHING, seed, steps]
+    recipe = [VERSION, *RECIPE, STRETCH, BATCH, RATE, DECAY, SMOOTHING, seed, steps]
     return hashlib.sha256(json.dumps([recipe, geometry, labels, digests]).encode()).hexdigest()
 
 
@@ -277,13 +284,3 @@ def _write(path: Path, network: ClipNet, key: str, values: Mapping[str, Sequence
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
