@@ -46,17 +46,17 @@ frame-cost: $(VENV)/.installed  ## Tokens, seconds and memory by the number of f
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/frame_cost.py --device $(or $(DEVICE),cpu) --results $(RESULTS)
 
 claim: $(VENV)/.installed  ## Vanilla against pyramid: learning rates, three seeds, hours; resumable (DEVICE=cuda: larger)
-	$(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-flow$(if $(filter cuda,$(DEVICE)),-cuda).yaml --results $(RESULTS)
+	$(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-flow.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
 
-conversion: $(VENV)/.installed  ## A pretrained model made pyramidal for a tenth of its training, judged; hours, resumable
-	$(BIN)/python benchmarks/conversion.py configs/conversion-wan.yaml --results $(RESULTS)
-	$(BIN)/python benchmarks/conversion.py configs/conversion-animatediff.yaml --results $(RESULTS)
+conversion: $(VENV)/.installed  ## A pretrained model made pyramidal for a tenth of its training, judged; hours, resumable (DEVICE=cuda: larger)
+	$(BIN)/python benchmarks/conversion.py configs/conversion-wan.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
+	$(BIN)/python benchmarks/conversion.py configs/conversion-animatediff.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
 
-ablations: $(VENV)/.installed  ## What each part of the method is worth, by equal operations; hours, resumable
-	$(BIN)/python benchmarks/ablations.py configs/ablation-fronts.yaml --results $(RESULTS)
-	$(BIN)/python benchmarks/ablations.py configs/ablation-jumps.yaml --results $(RESULTS)
-	$(BIN)/python benchmarks/ablations.py configs/ablation-stages.yaml --results $(RESULTS)
-	$(BIN)/python benchmarks/ablations.py configs/ablation-alignment.yaml --results $(RESULTS)
+ablations: $(VENV)/.installed  ## What each part of the method is worth, by equal operations; hours, resumable (DEVICE=cuda: larger)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-fronts.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-jumps.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-stages.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-alignment.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
 
 clean:  ## Remove the environment and the demo
 	rm -rf $(VENV) demo

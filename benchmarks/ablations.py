@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from study_command import carry_out, command, say, stop_with, study_parser
+from study_command import carry_out, command, say, size_of, stop_with, study_parser
 
 from tpdiff.evaluation.ablation import load_ablation
 from tpdiff.evaluation.ablation_page import finished, write_page
@@ -32,7 +32,7 @@ def main() -> int:
 
 def _run(args: argparse.Namespace) -> Path | None:
     """The page of what is finished."""
-    study = load_ablation(args.study)
+    study = load_ablation(args.study, size_of(args))
     for name in args.variant or ():
         if name not in study.variants:
             raise ValueError(f"no variant {name!r}; there are {', '.join(study.variants)}")

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from originals import ORIGINALS, Original
-from study_command import carry_out, command, say, stop_with, study_parser
+from study_command import carry_out, command, say, size_of, stop_with, study_parser
 
 from tpdiff.evaluation.conversion import AutoencoderPart, load_conversion
 from tpdiff.evaluation.conversion_page import finished, write_page
@@ -38,7 +38,7 @@ def main() -> int:
 
 def _run(args: argparse.Namespace) -> Path | None:
     """The page of what is finished."""
-    study = load_conversion(args.study)
+    study = load_conversion(args.study, size_of(args))
     build_original = _named(study.original.kind)
     work, results = args.work / study.name, args.results / study.name
     data = make_data(study.data, work / "data")

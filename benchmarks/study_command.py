@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from tpdiff.data import DataError
 from tpdiff.evaluation.study_run import Interrupted
 
@@ -21,9 +23,10 @@ class Stoppable(Protocol):
 
 
 def study_parser(doc: str) -> argparse.ArgumentParser:
-    """The arguments of every study: its file, where it works, where its results go, and one of its seeds."""
+    """The arguments of every study: its file, its size, where it works, where its results go, and one of its seeds."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="a study's YAML")
+    _add_device(parser)
     parser.add_argument("--work", type=Path, default=Path("runs"), help="for data and checkpoints")
     _add_results(parser)
     parser.add_argument("--seed", type=int, action="append", help="only this seed")
@@ -34,13 +37,28 @@ def table_parser(doc: str, name: str) -> argparse.ArgumentParser:
     """The arguments of every table of measurements: its file, the device, and where its results go."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, nargs="?", default=ROOT / "configs" / f"{name}.yaml")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    _add_device(parser)
     _add_results(parser)
     return parser
 
 
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: at the size for a GPU")
+
+
 def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="for what is finished")
+
+
+def size_of(args: argparse.Namespace) -> str:
+    """The device whose size is asked for.
+
+    Raises:
+        ValueError: a GPU where there is none.
+    """
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': there is no CUDA device here; use cpu")
+    return str(args.device)
 
 
 def carry_out(work: Callable[[], Path | None]) -> int:

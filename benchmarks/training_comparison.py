@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from study_command import carry_out, command, say, stop_with, study_parser
+from study_command import carry_out, command, say, size_of, stop_with, study_parser
 
 from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.study import load_study, make_data
@@ -33,7 +33,7 @@ def main() -> int:
 
 def _run(args: argparse.Namespace) -> Path | None:
     """The page of what is finished."""
-    study = load_study(args.study)
+    study = load_study(args.study, size_of(args))
     work, results = args.work / study.name, args.results / study.name
     data = make_data(study.data, work / "data")
     config = study.config(next(iter(study.arms)), data, study.seeds[0], study.learning_rates[0], study.seconds)

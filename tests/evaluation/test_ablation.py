@@ -59,8 +59,9 @@ def ablation_of(folder, **changes):
 
 
 @pytest.mark.parametrize("name", [p.stem for p in recipe_path("demo").parent.glob("ablation-*.yaml")])
-def test_shipped_ablations_are_sound(name):
-    study = load_ablation(recipe_path(name))
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_shipped_ablations_are_sound(name, device):
+    study = load_ablation(recipe_path(name), device)
     assert len(study.seeds) >= 3 and study.clips >= 2048
     configs = [study.config(variant, Path("d"), 0, 9) for variant in study.trained]
     assert all(config.train.steps == 9 and config.train.seconds is None for config in configs)

@@ -70,10 +70,11 @@ def study_of(folder, **changes):
 
 
 @pytest.mark.parametrize("name", [p.stem for p in recipe_path("demo").parent.glob("conversion-*.yaml")])
-def test_shipped_studies_are_sound(name):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_shipped_studies_are_sound(name, device):
     from originals import ORIGINALS
 
-    study = load_conversion(recipe_path(name))
+    study = load_conversion(recipe_path(name), device)
     assert study.original.kind in ORIGINALS
     assert study.budget <= 0.1 and len(study.seeds) >= 3 and study.clips >= 2048
     original = study.original_config(Path("d"), Path("b"), 0)

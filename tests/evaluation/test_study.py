@@ -50,14 +50,27 @@ def desk_of(folder: Path, judge=None, **changes):
 
 
 @pytest.mark.parametrize("name", [p.stem for p in recipe_path("demo").parent.glob("study-*.yaml")])
-def test_shipped_studies_are_sound(name):
-    study = load_study(recipe_path(name))
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_shipped_studies_are_sound(name, device):
+    study = load_study(recipe_path(name), device)
     assert study.slice_seconds <= 20
     assert study.seconds >= 1800 and len(study.seeds) >= 3 and len(study.learning_rates) >= 3
     vanilla, *others = (study.config(arm, Path("d"), 0, 1e-3, 1.0) for arm in study.arms)
     assert vanilla.train.method == "vanilla"
     for other in others:
         assert (other.model, other.data, other.diffusion) == (vanilla.model, vanilla.data, vanilla.diffusion)
+
+
+def test_a_gpu_has_a_size_of_its_own(tmp_path):
+    with pytest.raises(ValueError, match="has no section cuda"):
+        study_of(tmp_path)
+        load_study(tmp_path / "study.yaml", "cuda")
+    changes = {"cuda": {"seconds": 7, "data": {"clips": 44}, "overrides": TINY["overrides"][:1]}}
+    small = study_of(tmp_path, **changes)
+    large = load_study(tmp_path / "study.yaml", "cuda")
+    assert (large.name, large.seconds, large.data.clips) == (f"{small.name}-cuda", 7, 44)
+    assert large.data.size == small.data.size and large.overrides == small.overrides[:1] != small.overrides
+    assert large.arms == small.arms
 
 
 @pytest.mark.parametrize(

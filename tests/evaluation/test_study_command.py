@@ -1,17 +1,19 @@
 """What the commands of studies share: how they stop, and how they end."""
 
+import argparse
 import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tpdiff.data import DataError
 from tpdiff.evaluation.study_run import Interrupted
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from study_command import carry_out, stop_with
+from study_command import carry_out, size_of, stop_with
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -62,3 +64,12 @@ def test_how_a_command_ends(capsys, error, status, said):
     assert said in capsys.readouterr().err
     assert carry_out(lambda: Path("page.md")) == 0
     assert capsys.readouterr().err == "page: page.md\n"
+
+
+def test_the_size_for_a_gpu_needs_one():
+    assert size_of(argparse.Namespace(device="cpu")) == "cpu"
+    if torch.cuda.is_available():
+        assert size_of(argparse.Namespace(device="cuda")) == "cuda"
+    else:
+        with pytest.raises(ValueError, match="there is no CUDA device here; use cpu"):
+            size_of(argparse.Namespace(device="cuda"))

@@ -1,12 +1,11 @@
 """An ablation, as a file: variants of a recipe, each trained by the same number of operations or sampled otherwise."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tpdiff.evaluation.study import StudyData
+from tpdiff.evaluation.study import StudyData, read_study
 from tpdiff.pyramid.operators import Ratio
 from tpdiff.recipes import recipe_path
 from tpdiff.training.config import Config
@@ -108,18 +107,13 @@ class Ablation(Section):
         return load_config(recipe_path(self.recipe), overrides)
 
 
-def load_ablation(path: str | Path) -> Ablation:
-    """Read an ablation's YAML and try the configuration of every variant.
+def load_ablation(path: str | Path, device: str = "cpu") -> Ablation:
+    """Read an ablation's YAML, see `read_study`, and try the configuration of every variant.
 
     Raises:
         ValueError: what is wrong in it.
     """
-    try:
-        values: Any = yaml.safe_load(Path(path).read_text())
-        study = Ablation.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    study = read_study(Ablation, path, device)
     configs = {name: study.config(name, Path("data"), study.seeds[0], 1) for name in study.trained}
     for name, variant in study.variants.items():
         if variant.spectral is not None and configs[variant.of or name].model.autoencoder is None:

@@ -11,14 +11,13 @@ from tpdiff.evaluation.budget import operations, steps_within
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.jumps import JUMPS
 from tpdiff.evaluation.latency import count_flops
-from tpdiff.evaluation.samples import Sampling, precision, sample_batch, sampler
+from tpdiff.evaluation.samples import Sampling, reopened, sample_batch, sampler
 from tpdiff.evaluation.spectra import measure_folder
 from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
 from tpdiff.pyramid.spectral import spectral_pyramid
 from tpdiff.pyramid.spectrum import Spectrum
 from tpdiff.pyramid.stages import Pyramid
-from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training.progress import Status
 from tpdiff.training.setup import open_dataset
 from tpdiff.training.trainer import Trainer
@@ -130,7 +129,7 @@ def _trained(desk: AblationDesk, seed: int, name: str, out: Path) -> tuple[Any, 
 def _pipeline(desk: AblationDesk, seed: int, name: str, out: Path) -> Any:
     """Another variant's weights, in the precision it is sampled in."""
     config = desk.study.config(name, desk.data, seed, 1)
-    return PyramidPipeline.from_pretrained(out).lowered(precision(config))
+    return reopened(out, config)
 
 
 def stages_of(desk: AblationDesk, pipeline: Any, variant: Variant) -> Pyramid:

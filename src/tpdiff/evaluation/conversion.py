@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tpdiff.evaluation.study import StudyData
+from tpdiff.evaluation.study import StudyData, read_study
 from tpdiff.training.config import Config
 from tpdiff.training.load_config import build_config
 from tpdiff.training.section import Section
@@ -99,17 +98,13 @@ class ConversionStudy(Section):
         return build_config(self.run, [*overrides, *fixed])
 
 
-def load_conversion(path: str | Path) -> ConversionStudy:
-    """Read a study's YAML and try the configuration of every run.
+def load_conversion(path: str | Path, device: str = "cpu") -> ConversionStudy:
+    """Read a study's YAML, see `read_study`, and try the configuration of every run.
 
     Raises:
         ValueError: what is wrong in it.
     """
-    try:
-        study = ConversionStudy.model_validate(yaml.safe_load(Path(path).read_text()))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    study = read_study(ConversionStudy, path, device)
     somewhere = Path("somewhere")
     study.original_config(somewhere, somewhere, study.seeds[0])
     for arm in study.arms:

@@ -11,10 +11,9 @@ from tpdiff.evaluation.budget import operations, steps_within, warm_up
 from tpdiff.evaluation.conversion import ConversionStudy
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.latency import count_flops, measure
-from tpdiff.evaluation.samples import Sampling, precision, sample_batch, sampler
+from tpdiff.evaluation.samples import Sampling, reopened, sample_batch, sampler
 from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
-from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import TunedPipeline
 from tpdiff.training.checkpoint import write_pipeline
 from tpdiff.training.config import Config
@@ -199,8 +198,8 @@ def _cost(trainer: Trainer, flops: Sequence[int]) -> dict[str, Any]:
 
 def _open(desk: ConversionDesk, folder: Path) -> TunedPipeline:
     """A trained pipeline, in the precision that the study trains in."""
-    pipeline: TunedPipeline = PyramidPipeline.from_pretrained(folder)
-    return pipeline.lowered(precision(desk.study.original_config(desk.data, folder, 0)))
+    pipeline: TunedPipeline = reopened(folder, desk.study.original_config(desk.data, folder, 0))
+    return pipeline
 
 
 def _sampling_flops(pipeline: TunedPipeline, desk: ConversionDesk, sampling: Sampling) -> int:

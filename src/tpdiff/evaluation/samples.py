@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from tpdiff.sampling.pipeline import PyramidPipeline
@@ -35,6 +37,12 @@ class Sampling:
 def sampler(trainer: Trainer) -> Any:
     """A pipeline over a copy of the averaged weights, in the precision it was trained in."""
     return trainer.pipeline().lowered(precision(trainer.config))
+
+
+def reopened(folder: Path, config: Config) -> Any:
+    """A trained pipeline from its folder, in the precision it was trained in, on the device that is trained on."""
+    pipeline: Any = PyramidPipeline.from_pretrained(folder)
+    return pipeline.lowered(precision(config)).to(PartialState().device)
 
 
 def precision(config: Config) -> torch.dtype:

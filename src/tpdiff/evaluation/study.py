@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -16,6 +16,7 @@ from tpdiff.training.load_config import load_config
 from tpdiff.training.section import Section
 
 LONGEST_SLICE = 20.0
+Kind = TypeVar("Kind", bound=Section)
 
 
 class StudyData(Section):
@@ -91,17 +92,46 @@ class Study(Section):
         return load_config(recipe_path(self.recipe), [*self.overrides, *self.arms[arm], *own, *fixed])
 
 
-def load_study(path: str | Path) -> Study:
-    """Read a study's YAML and try the configuration of every arm.
+def read_study(kind: type[Kind], path: str | Path, device: str = "cpu") -> Kind:
+    """Read a study's YAML: its own size, or for a GPU the one of its section `cuda`.
+
+    What that section says takes the place of what the rest says of the same keys, mappings within mappings too, and the
+    name gets "-cuda" appended: two sizes are two studies.
+
+    Args:
+        kind: of study.
+        path: of the YAML.
+        device: "cpu" or "cuda".
+
+    Raises:
+        ValueError: what is wrong in it, or no such section.
+    """
+    values = yaml.safe_load(Path(path).read_text())
+    larger = values.pop("cuda", None) if isinstance(values, dict) else None
+    if device == "cuda":
+        if larger is None:
+            raise ValueError(f"{path} has no section cuda, which gives the size for a GPU; leave --device cuda out")
+        values = _replaced(values, larger) | {"name": f"{values.get('name')}-cuda"}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _replaced(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = values | changes
+    shared = [key for key in changes if isinstance(values.get(key), dict) and isinstance(changes[key], dict)]
+    return both | {key: _replaced(values[key], changes[key]) for key in shared}
+
+
+def load_study(path: str | Path, device: str = "cpu") -> Study:
+    """Read a study's YAML, see `read_study`, and try the configuration of every arm.
 
     Raises:
         ValueError: what is wrong in it.
     """
-    try:
-        study = Study.model_validate(yaml.safe_load(Path(path).read_text()))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    study = read_study(Study, path, device)
     for arm in study.arms:
         study.config(arm, Path("data"), study.seeds[0], study.learning_rates[0], study.seconds)
     return study
