@@ -8,13 +8,14 @@ import torch
 import yaml
 
 from tpdiff.data import ClipDataset
+from tpdiff.evaluation import machine
 from tpdiff.evaluation.ablation import load_ablation
 from tpdiff.evaluation.ablation_page import finished, write_page
 from tpdiff.evaluation.ablation_run import AblationDesk, run_variant, stages_of
 from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.jumps import JUMPS
 from tpdiff.evaluation.samples import Sampling, sample_batch, sampler
-from tpdiff.evaluation.study import make_data
+from tpdiff.evaluation.study import make_data, write_result
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid, measure_spectrum
 from tpdiff.pyramid.spectral import spectral_pyramid
 from tpdiff.recipes import recipe_path
@@ -132,6 +133,33 @@ def test_untrained_stages_follow_the_spectrum_of_what_the_network_sees(tmp_path)
         assert found[name] == pytest.approx(wanted.config()[name], rel=1e-5)
     captions = [dataset[0]["caption"]] * 2
     assert sample_batch(pipeline, captions, Sampling(4)).shape == (2, 3, 4, 32, 32)
+
+
+def test_the_page_names_the_best_for_every_budget(tmp_path):
+    study = ablation_of(tmp_path, steps=[3, 6], seeds=[0, 1], variants={"a": {}, "b": {}, "c": {}})
+    judged = {  # (GFLOP, distance by seed) at either number of steps
+        "a": [(2, [50, 70]), (4, [40, 40])],
+        "b": [(1, [90, 90]), (3, [61, 61])],
+        "c": [(1, [1, 1]), (2, [1, 1])],
+    }
+    for name, points in judged.items():
+        for seed in study.seeds if name != "c" else [0]:  # which has not been run as often, and is not ranked
+            verdicts = {
+                str(steps): {"sampling_flops": g * 1e9, "distance": d[seed], "floor": 1, "figures": {}, "accuracy": {}}
+                for steps, (g, d) in zip(study.steps, points, strict=True)
+            }
+            made = {"machine": machine.describe(), "created": "2000-01-01"}
+            result = {"seed": seed, "made": made, "judged": verdicts, "protocol": {}, "done": True}
+            file = tmp_path / "results" / f"seed-{seed}" / f"{name}.json"
+            write_result(file, result | {"training": {"optimizer_steps": 1}})
+    lines = write_page(study, tmp_path / "results", "command").read_text().splitlines()
+    start = lines.index("## The best by budget")
+    assert lines[start + 4 : start + 8] == [
+        "| 1 | b | 3 | 90 | 90 / 90 |",
+        "| 2 | a | 3 | 60 | 50 / 70 |",
+        "| 4 | a | 6 | 40 | 40 / 40 |",
+        "",
+    ]
 
 
 @pytest.mark.slow

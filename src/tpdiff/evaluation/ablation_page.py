@@ -78,6 +78,13 @@ def _lines(study: Ablation, found: Results, command: str) -> list[str]:
         "",
         f"Real against real at that number of clips: {number(_at(first, last)['floor'])}.",
         "",
+        "## The best by budget",
+        "",
+        *_front(study, found),
+        "",
+        "Each is better in the mean over the seeds than everything that takes as many operations or fewer: the "
+        "schedule for a budget is the last that it pays for.",
+        "",
         f"## Differences, at {last} steps",
         "",
         *_differences(study, found),
@@ -103,6 +110,28 @@ def _distances(study: Ablation, found: Results) -> list[str]:
         ]
         rows.append([name, trained, *cells])
     return table(["variant", "trained", *(f"{steps} steps" for steps in study.steps)], rows)
+
+
+def _front(study: Ablation, found: Results) -> list[str]:
+    rows: list[list[str]] = []
+    least = float("inf")
+    for flops, distance, name, steps in sorted(_points(study, found)):
+        if distance < least:
+            least = distance
+            by_seed = joined(_at(s, steps)["distance"] for s in found[name])
+            rows.append([f"{flops / 1e9:.3g}", name, str(steps), number(distance), by_seed])
+    return table(["GFLOP a clip", "variant", "steps", "distance", "by seed"], rows)
+
+
+def _points(study: Ablation, found: Results) -> list[tuple[float, float, str, int]]:
+    """(operations, distance, variant, steps), means over the seeds; of variants that have as many seeds as any."""
+    most = max(len(seeds) for seeds in found.values())
+    whole = {name: seeds for name, seeds in found.items() if len(seeds) == most}
+    return [
+        (*(float(np.mean([_at(s, n)[key] for s in seeds])) for key in ("sampling_flops", "distance")), name, n)
+        for name, seeds in whole.items()
+        for n in study.steps
+    ]
 
 
 def _differences(study: Ablation, found: Results) -> list[str]:
