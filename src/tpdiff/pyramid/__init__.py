@@ -24,6 +24,7 @@ from tpdiff.pyramid.targets import (
     prediction_target,
     sample_and_noise,
 )
+from tpdiff.pyramid.told import as_told
 
 __all__ = [
     "PREDICTION_TYPES",
@@ -37,6 +38,7 @@ __all__ = [
     "VariancePreservingSchedule",
     "align",
     "align_noise",
+    "as_told",
     "boundaries",
     "check_axis",
     "check_prediction_type",

@@ -13,7 +13,8 @@ from tpdiff.pyramid.jump import jump
 from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
-from tpdiff.schedulers.runs import POLICIES, Run, levels_walked, plan_run, start_level
+from tpdiff.pyramid.told import check_policy
+from tpdiff.schedulers.runs import Run, levels_walked, plan_run, start_level
 from tpdiff.schedulers.spacing import spacing_of
 from tpdiff.schedulers.wrapped import (
     KINDS,
@@ -42,7 +43,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         pyramid: on the base scheduler's noise schedule (`schedule_of`). A dict is its saved configuration.
         steps: one count a stage, coarsest first; wins over `set_timesteps`'s `num_inference_steps`.
         timestep_policy: what the network is told: "native", the base scheduler's own time of the current noise level,
-            or "pyramid_flow", arc length over the overlapping stages (Pyramid Flow's checkpoints).
+            or "pyramid_flow", arc length over the overlapping stages (`train.timestep_policy`, Pyramid Flow).
         per_stage_target: the network's flow is per unit of a stage's own time (Pyramid Flow's checkpoints), not of σ.
         applied: belongs to a pipeline that `apply_pyramid` calls once a stage, and refuses to run all stages itself:
             such a pipeline, saved and loaded, would start from latents of full size.
@@ -72,13 +73,12 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
     ):
         self.base = built(base_scheduler)
         self.pyramid = Pyramid.from_config(pyramid) if isinstance(pyramid, dict) else pyramid
-        if timestep_policy not in POLICIES:
-            raise ValueError(f"unknown timestep_policy {timestep_policy!r}; known: {', '.join(POLICIES)}")
         if len(self.pyramid) > 1:
             check_wrappable(self.base)
             check_schedule(self.base, self.pyramid.schedule)
-            if not is_flow(self.base) and (timestep_policy != "native" or per_stage_target):
-                raise ValueError("timestep_policy='pyramid_flow' and per_stage_target belong to flow matching")
+            if not is_flow(self.base) and per_stage_target:
+                raise ValueError("flows per stage, per_stage_target, belong to flow matching")
+        check_policy(timestep_policy, self.pyramid)
         self.register_to_config(
             base_scheduler=described(self.base),
             pyramid=self.pyramid.config(),

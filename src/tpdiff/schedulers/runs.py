@@ -1,7 +1,6 @@
 """The steps of one stage: which noise levels are visited, and what the network is told there (MATH 3, 7)."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,9 @@ from torch import Tensor
 
 from tpdiff.pyramid.schedule import CLEAN, Level
 from tpdiff.pyramid.stages import Pyramid
+from tpdiff.pyramid.told import as_told
 from tpdiff.schedulers.spacing import Spacing
 from tpdiff.schedulers.wrapped import KINDS, has_whole_times, is_flow
-
-POLICIES = ("native", "pyramid_flow")
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,14 @@ def plan_run(base: Any, pyramid: Pyramid, k: int, steps: int, spacing: Spacing |
         k: the stage.
         steps: how many.
         spacing: flow matching's; None: uniform in t.
-        policy: what the network is told, one of POLICIES.
+        policy: what the network is told, one of `tpdiff.pyramid.told.POLICIES`.
 
     Raises:
         ValueError: more steps than the stage has whole timesteps.
     """
     levels = _spaced(pyramid, k, steps, spacing) if spacing else _indexed(base, pyramid, k, steps)
-    return Run(k, levels, _told(base, pyramid, k, levels, policy))
+    t = torch.tensor([level.t for level in levels], dtype=torch.float64)
+    return Run(k, levels, native_times(base, as_told(t, pyramid, k, policy)))
 
 
 def start_level(base: Any, pyramid: Pyramid, k: int) -> Level:
@@ -107,11 +106,3 @@ def _indexed(base: Any, pyramid: Pyramid, k: int, steps: int) -> list[Level]:
     places = torch.linspace(top, bottom, steps + 1, dtype=torch.float64)[1:-1]
     places = places.round() if whole else places
     return [start, *(pyramid.schedule.level(place / last) for place in places.tolist()), end]
-
-
-def _told(base: Any, pyramid: Pyramid, k: int, levels: Sequence[Level], policy: str) -> Tensor:
-    t = torch.tensor([level.t for level in levels], dtype=torch.float64)
-    if policy == "pyramid_flow":
-        lengths = [stage.start - stage.end for stage in pyramid.stages]
-        t = (sum(lengths[:k]) + t - pyramid.stages[k].end) / sum(lengths)
-    return native_times(base, t)
