@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from recording import PICTURE_ENCODERS, encodings
+from recording import PICTURE_ENCODERS, encodings, evaluations
 from safetensors.torch import load_file
 from tiny import CASES, find_case
 
@@ -13,7 +13,9 @@ from tpdiff.data import collate
 from tpdiff.sampling.apply import apply_pyramid
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import LORA as LORA_FILE
+from tpdiff.schedulers import PyramidScheduler
 from tpdiff.training.checkpoint import checkpoints, read_checkpoint
+from tpdiff.training.trainee import Told
 from tpdiff.training.trainer import Trainer
 
 USUAL = ("wan", "cogvideox-rotary", "ltx", "hunyuan", "animatediff")
@@ -118,6 +120,47 @@ def test_every_stage_may_have_matrices_of_its_own(tuning, tmp_path):
     ]
     assert used == [(2, "stage_2"), (1, "stage_1"), (1, "stage_1"), (0, "stage_0")]
     torch.testing.assert_close(made[1].frames, made[0].frames, rtol=1e-4, atol=1e-4)
+
+
+def test_times_by_arc_length_are_told_in_training_and_in_sampling(tuning, tmp_path):
+    """The original, which training may follow, is told the times that it knows."""
+    case, stages = find_case("wan"), (2, 2, 1, 1, 0, 0)
+    options = ["train.steps=1", "train.timestep_policy=pyramid_flow", "train.distillation=0.1"]
+    trainer = trained(tuning(case, *options, **LORA), tmp_path / "run")
+    trainer.save()
+    pipe = PyramidPipeline.from_pretrained(tmp_path / "run")
+    with evaluations(case, pipe.pipe) as sampled:
+        pipe("a red cat", steps=[2, 2, 2], output_type="latent", guidance_scale=1)
+    scheduler = PyramidScheduler(pipe.pipe.scheduler.base, pipe.pyramid)
+    scheduler.set_timesteps([2, 2, 2])
+    native = scheduler.timesteps / 1000
+    latents = torch.zeros(1, 16, *trainer.trainee.family.latent_size(pipe.pipe, case.narrow))
+    given = Told(["a red cat"], None, latents, [torch.Generator().manual_seed(0)])
+    denoisers = trainer.trainee.denoiser(trainer.network, given), trainer.trainee.original(given)
+    with evaluations(case, trainer.trainee.pipe) as asked, torch.no_grad():
+        for denoise in denoisers:
+            for t, k in zip(native, stages, strict=True):
+                denoise(pipe.pyramid.down(latents, k), t[None], k)
+    for calls in (sampled, asked[:6], asked[6:]):
+        assert [call.size for call in calls] == [call.size for call in sampled]
+    times = [torch.cat([call.time for call in calls]) for calls in (sampled, asked[:6], asked[6:])]
+    torch.testing.assert_close(times[1], times[0], rtol=0, atol=0.01)
+    torch.testing.assert_close(times[2], 1000 * native, rtol=0, atol=0.01)
+    assert times[0][::2].tolist() == pytest.approx([1000, 710.902, 359.246], abs=0.01)  # MATH 3's starts, end to end
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cogvideox-rotary", "timestep_policy='pyramid_flow' belong to flow matching; this schedule is variance"),
+        ("wan-experts", "would change which network is asked when: transformer_2 is asked at times 0 to "),
+    ],
+)
+def test_where_times_by_arc_length_cannot_be_told(name, message, tuning, tmp_path):
+    options = ["train.timestep_policy=pyramid_flow"]
+    with pytest.raises(ValueError, match=message):
+        Trainer(tuning(find_case(name), *options), tmp_path / "run")
+    assert len(Trainer(tuning(find_case(name), *options, "train.method=vanilla"), tmp_path / "run").pyramid) == 1
 
 
 @pytest.mark.parametrize("pretrained", [{}, LORA, {"lora": LORA["lora"] | {"dropout": 0.5}}])

@@ -8,6 +8,9 @@ from PIL import Image
 from tpdiff import PyramidPipeline, VideoDiT, sample_pyramid
 from tpdiff.models.text import load_text_encoder
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid, VariancePreservingSchedule
+from tpdiff.training.clean import clean_pair
+from tpdiff.training.objective import sample_errors
+from tpdiff.training.trainee import Told
 from tpdiff.training.trainer import Trainer
 
 LABELS = ["a cat runs", "a dog runs", "a dog sleeps"]
@@ -43,6 +46,17 @@ def counted(pipe):
     sizes = []
     pipe.transformer.register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
     return sizes
+
+
+def times_told(network):
+    """(stage, timesteps) of the network's calls from now on."""
+    told = []
+
+    def note(module, args, kwargs):
+        told.append(([f[0] for f in THREE].index(kwargs["strides"][0]), args[1].clone()))
+
+    network.register_forward_pre_hook(note, with_kwargs=True)
+    return told
 
 
 def assert_rounding(a, b):
@@ -253,6 +267,40 @@ def test_a_model_trained_on_the_flow_of_its_stages_is_sampled_by_it(tiny, tmp_pa
         latents = one(None, steps=4, latents=noise, output_type="latent").frames
         wanted = noise - (0.25 if target == "global" else 0.5)
         torch.testing.assert_close(latents, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["native", "pyramid_flow"])
+def test_a_model_is_told_the_same_times_in_training_and_in_sampling(tiny, tmp_path, policy):
+    trainer = Trainer(
+        tiny(f"train.timestep_policy={policy}", "train.steps=2", "train.all_stages=true"), tmp_path / "run"
+    )
+    trained = times_told(trainer.network)
+    trainer.run()
+    trainer.save()
+    s = [2**-0.5 / (1 + 2**-0.5), 2**1.5 / (1 + 2**1.5), 1]  # MATH 3: κ at a start is √2 κ at the coarser end
+    spans = [(0, s[0]), (1 / 3, s[1]), (2 / 3, s[2])]
+    if policy == "pyramid_flow":
+        ends = np.cumsum([0, s[0], s[1] - 1 / 3, s[2] - 2 / 3])
+        spans = [*zip(ends[:-1] / ends[-1], ends[1:] / ends[-1], strict=True)]
+    assert len(trained) == 6
+    for k, told in trained:
+        assert (told > spans[k][0]).all() and (told < spans[k][1]).all()
+    trained.clear()
+    pipe = PyramidPipeline.from_pretrained(tmp_path / "run")
+    sampled = times_told(pipe.transformer)
+    pipe(None, steps=[2, 2, 2])
+    clean, given = torch.zeros(1, 3, 8, 16, 16), Told([None], None, torch.zeros(1, 3, 8, 16, 16), [seeded(0)])
+    denoise, convention = trainer.trainee.denoiser(trainer.network, given), trainer.trainee.convention
+    for k in (2, 1, 0):
+        pair = clean_pair(convention.pyramid, clean, k)
+        for u in (1.0, 0.5):
+            where = torch.tensor([u], dtype=torch.float64)
+            sample_errors(denoise, convention, *pair, k, pair[0], where, trainer.config.train)
+    assert [k for k, _ in sampled] == [k for k, _ in trained] == [2, 2, 1, 1, 0, 0]
+    by_hand = [a + u * (b - a) for a, b in reversed(spans) for u in (1, 0.5)]
+    for told in (sampled, trained):
+        np.testing.assert_allclose([t.item() for _, t in told], by_hand, rtol=0, atol=2e-7)
+    assert [t.item() for _, t in sampled] == [t.item() for _, t in trained]
 
 
 # Guidance

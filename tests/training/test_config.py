@@ -184,6 +184,15 @@ def test_a_target_per_stage_wants_the_flow(prediction):
         build_config(LEAST, ["train.target=per_stage", f"diffusion.prediction_type={prediction}"])
 
 
+def test_arc_length_over_stages_wants_flow_matching():
+    ddim = ["diffusion.schedule=ddim", "train.timestep_policy=pyramid_flow"]
+    with pytest.raises(ValueError, match="timestep_policy='pyramid_flow' belong to flow matching"):
+        build_pyramid(build_config(LEAST, ddim))
+    assert len(build_pyramid(build_config(LEAST, [*ddim, "train.method=vanilla"]))) == 1
+    with pytest.raises(ConfigError, match=r"train\.timestep_policy"):
+        build_config(LEAST, ["train.timestep_policy=arc"])
+
+
 def test_pure_noise_and_epsilon_do_not_go_together():
     ddim = ["diffusion.schedule=ddim", "diffusion.prediction_type=epsilon"]
     build_pyramid(build_config(LEAST, ddim))

@@ -326,10 +326,12 @@ def test_the_command_refuses_another_configuration_with_every_difference(recipe,
     few = ["train.steps=1", "log.trackers=[]", "data.workers=0"]
     assert Forked(train(recipe, out, *few)).end() == 0
     capsys.readouterr()
+    others = ["train.lr=0.25", "seed=9", "data.fps=4", "train.timestep_policy=pyramid_flow"]
     with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in train(recipe, out, *few, "train.lr=0.25", "seed=9", "data.fps=4", "--resume")])
+        main([str(a) for a in train(recipe, out, *few, *others, "--resume")])
     assert caught.value.code == 2
     said = capsys.readouterr().err
     for difference in ("train.lr: 0.005 -> 0.25", "seed: 5 -> 9", "data.fps: 8.0 -> 4.0"):
         assert difference in said
+    assert "train.timestep_policy: native -> pyramid_flow" in said
     assert json.loads((out / "checkpoints" / "step-00000001" / ckpt.STATE).read_text())["config"]["seed"] == 5

@@ -153,6 +153,7 @@ class Asker:
         filling: Tensor | None = None,
         generator: torch.Generator | None = None,
         encoded: Mapping[int, dict[Any, Any]] | None = None,
+        told: Tensor | None = None,
     ) -> Question:
         """What the network would be asked of noisy latents.
 
@@ -168,12 +169,14 @@ class Asker:
             generator: draws what the pipeline samples of a picture's encoding; None: always alike.
             encoded: number of a picture -> what was made of it in questions before, which is used and added to, at
                 first `defaultdict(dict)`; None: all is made anew.
+            told: times in [0, 1], (B,), that the network is told in place of t (`tpdiff.pyramid.as_told`); None: t.
 
         Raises:
             ValueError: latents, times, conditions or pictures that do not fit the pipeline or one another, or times of
                 two networks.
         """
         t = t.detach().to("cpu", torch.float64)
+        told = t if told is None else told.detach().to("cpu", torch.float64)
         size = self._check(x, t, conditions, pictures, filling)
         whole = x if filling is None else torch.cat([filling.to(x), x], dim=2)
         latent: Shape = tuple(whole.shape[2:])  # type: ignore[assignment]
@@ -186,7 +189,7 @@ class Asker:
             options["generator"] = generator or torch.Generator(x.device).manual_seed(0)
             if pictures is not None:
                 options["image"] = pictures[n]
-            scheduler = OneTime(self.base.config, native_times(self.base, t[n]), float(self.schedule.sigma(t[n])))
+            scheduler = OneTime(self.base.config, native_times(self.base, told[n]), float(self.schedule.sigma(t[n])))
             latents = self.family.pack(self.pipe, row, latent)
             given = {name: options[name] for name in self._options}
             before = None if encoded is None else encoded[n]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tpdiff.pyramid.stages import Pyramid
+from tpdiff.pyramid.told import as_told
 from tpdiff.sampling.loop import Denoiser
 
 
@@ -18,7 +19,9 @@ def network_inputs(config: Any, pyramid: Pyramid, stage: int) -> dict:
     return told
 
 
-def plain_denoiser(network: Any, config: Any, pyramid: Pyramid, condition: Mapping[str, Tensor]) -> Denoiser:
+def plain_denoiser(
+    network: Any, config: Any, pyramid: Pyramid, condition: Mapping[str, Tensor], policy: str = "native"
+) -> Denoiser:
     """A denoiser without guidance, as training calls a network; its answer keeps its gradients.
 
     Args:
@@ -26,10 +29,12 @@ def plain_denoiser(network: Any, config: Any, pyramid: Pyramid, condition: Mappi
         config: the network's configuration.
         pyramid: tells the strides of every stage.
         condition: keyword arguments of the network, each of B rows.
+        policy: the times that it is told (`as_told`).
     """
 
     def denoise(x: Tensor, t: Tensor, stage: int) -> Tensor:
-        return network(x, t, **condition, **network_inputs(config, pyramid, stage), return_dict=False)[0]
+        told = network_inputs(config, pyramid, stage)
+        return network(x, as_told(t, pyramid, stage, policy), **condition, **told, return_dict=False)[0]
 
     return denoise
 
@@ -41,6 +46,7 @@ def guided_denoiser(
     null_condition: Mapping[str, Tensor] | None = None,
     guidance_scale: float = 1.0,
     per_stage: bool = False,
+    policy: str = "native",
 ) -> Denoiser:
     """A denoiser with classifier-free guidance: null + guidance_scale (conditional - null).
 
@@ -54,6 +60,7 @@ def guided_denoiser(
         null_condition: the same for the null (or negative) prompt.
         guidance_scale: 1 is no guidance.
         per_stage: the network says the flow per unit of the stage's own time, x_s - x_e (TPDiff Eq. 13).
+        policy: the times that it is told (`as_told`).
     """
     dtype = next(network.parameters()).dtype
     guide = null_condition is not None and bool(condition) and guidance_scale != 1
@@ -63,6 +70,7 @@ def guided_denoiser(
         kwargs = {n: torch.cat([_cast(null_condition[n], dtype), value]) for n, value in kwargs.items()}
 
     def denoise(x: Tensor, t: Tensor, stage: int) -> Tensor:
+        t = as_told(t, pyramid, stage, policy)
         inputs = (torch.cat([x, x]), torch.cat([t, t])) if guide else (x, t)
         told = network_inputs(network.config, pyramid, stage)
         out = network(inputs[0].to(dtype), inputs[1], **kwargs, **told, return_dict=False)[0].float()

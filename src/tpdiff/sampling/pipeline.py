@@ -21,6 +21,7 @@ from tpdiff.pyramid.geometry import check_video_size
 from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
+from tpdiff.pyramid.told import check_policy
 from tpdiff.sampling.denoiser import guided_denoiser
 from tpdiff.sampling.loop import Progress, sample_pyramid
 from tpdiff.sampling.tuned import TOLD, load_tuned
@@ -50,6 +51,7 @@ class PyramidPipeline(DiffusionPipeline):
         pyramid: `Pyramid.config()`.
         prediction_type: what the transformer predicts.
         per_stage_target: whether its flow is per unit of a stage's time rather than of the schedule's σ.
+        timestep_policy: what it is told of the time, "native" or "pyramid_flow" (`tpdiff.pyramid.as_told`).
         default_size: (num_frames, height, width) in pixels that it was trained at.
         latent_ratio: the autoencoder's compression (T, H, W); all ones without one.
         latent_scale: what latents (or pixels in [-1, 1]) were multiplied by in training.
@@ -76,6 +78,7 @@ class PyramidPipeline(DiffusionPipeline):
         pyramid: dict | None = None,
         prediction_type: str = "flow_prediction",
         per_stage_target: bool = False,
+        timestep_policy: str = "native",
         default_size: Sequence[int] = (16, 64, 64),
         latent_ratio: Sequence[int] = (1, 1, 1),
         latent_scale: float = 1.0,
@@ -90,6 +93,7 @@ class PyramidPipeline(DiffusionPipeline):
             pyramid=pyramid,
             prediction_type=prediction_type,
             per_stage_target=per_stage_target,
+            timestep_policy=timestep_policy,
             default_size=list(default_size),
             latent_ratio=list(latent_ratio),
             latent_scale=latent_scale,
@@ -101,6 +105,7 @@ class PyramidPipeline(DiffusionPipeline):
         if pyramid is None:
             raise ValueError("PyramidPipeline needs pyramid=Pyramid(...).config()")
         self.pyramid = Pyramid.from_config(pyramid)
+        check_policy(timestep_policy, self.pyramid)
         self.video_processor = VideoProcessor()
         self._conditioner: Conditioner | None = None
 
@@ -210,6 +215,7 @@ class PyramidPipeline(DiffusionPipeline):
             null if has_prompt else None,
             guidance_scale,
             per_stage=self.config.per_stage_target,
+            policy=self.config.timestep_policy,
         )
         video = sample_pyramid(
             denoiser,

@@ -47,6 +47,7 @@ class Tuned:
         fps: frames a second of its training clips.
         options: arguments of every call.
         per_stage_target: the network's flow is per unit of a stage's own time (`train.target=per_stage`).
+        timestep_policy: what the network is told of the time (`train.timestep_policy`).
     """
 
     base: str
@@ -58,6 +59,7 @@ class Tuned:
     fps: float
     options: dict[str, Any] = field(default_factory=dict)
     per_stage_target: bool = False
+    timestep_policy: str = "native"
 
 
 class TunedPipeline:
@@ -89,8 +91,12 @@ class TunedPipeline:
         self.pipe.register_modules(**{told.component: network})
         if len(self.pyramid) > 1:
             if not isinstance(self.pipe.scheduler, PyramidScheduler):
-                scheduler = PyramidScheduler(self.pipe.scheduler, self.pyramid, per_stage_target=told.per_stage_target)
-                self.pipe.scheduler = scheduler
+                self.pipe.scheduler = PyramidScheduler(
+                    self.pipe.scheduler,
+                    self.pyramid,
+                    timestep_policy=told.timestep_policy,
+                    per_stage_target=told.per_stage_target,
+                )
             apply_pyramid(self.pipe, self.pyramid)
         self.pipe.set_progress_bar_config(disable=True)
 

@@ -133,7 +133,7 @@ class TrainConfig(Section):
     as much memory; `stage_weights` stay the shares of the clips, equal if not given.
 
     `compile` compiles the network, one graph a stage. `optimizer` "adamw8bit" keeps moments in 8 bits (torchao).
-
+    `timestep_policy` tells the network a noise level's own time, or arc length over the overlapping stages (MATH 7).
     `loss_space` measures the error of a network that predicts the clean sample as that of another prediction type;
     None measures it as predicted. `distillation` weighs a further loss, against what a pretrained network said of the
     same noisy latents before training.
@@ -148,6 +148,7 @@ class TrainConfig(Section):
     stage_weights: list[float] | None = None
     all_stages: bool = False
     timestep_density: Literal["uniform", "logit_normal"] = "uniform"
+    timestep_policy: Literal["native", "pyramid_flow"] = "native"
     target: Literal["global", "per_stage"] = "global"
     loss_space: Literal["epsilon", "v_prediction", "flow_prediction"] | None = None
     distillation: float = Field(0.0, ge=0)

@@ -11,6 +11,7 @@ from tpdiff.pyramid.noise import Generators, randn
 from tpdiff.pyramid.schedule import FlowMatchingSchedule, Schedule, VariancePreservingSchedule
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.targets import check_prediction_type
+from tpdiff.pyramid.told import check_policy
 from tpdiff.sampling.loop import Denoiser
 from tpdiff.training.config import Config, TrainConfig
 
@@ -78,11 +79,12 @@ def staged(config: Config, schedule: Schedule, causal_time: bool) -> Pyramid:
     """The configured stages on a noise schedule; the vanilla method's is one.
 
     Raises:
-        ValueError: illegal stages.
+        ValueError: illegal stages, or a timestep policy that they cannot have.
     """
-    if config.train.method == "vanilla":
-        return Pyramid(schedule, causal_time=causal_time)
-    return Pyramid(schedule, **{**config.pyramid.model_dump(), "causal_time": causal_time})
+    stages = {} if config.train.method == "vanilla" else config.pyramid.model_dump()
+    pyramid = Pyramid(schedule, **{**stages, "causal_time": causal_time})
+    check_policy(config.train.timestep_policy, pyramid)
+    return pyramid
 
 
 def draw_stage(pyramid: Pyramid, weights: Sequence[float] | None, generator: torch.Generator) -> int:

@@ -14,6 +14,7 @@ from tpdiff.data import ClipDataset, ShardDataset
 from tpdiff.families.sizes import stage_sizes
 from tpdiff.models.memory import moved
 from tpdiff.pyramid.noise import randn
+from tpdiff.pyramid.told import as_told
 from tpdiff.sampling.asking import Condition
 from tpdiff.sampling.loop import Denoiser
 from tpdiff.sampling.stock import is_hollow
@@ -84,30 +85,14 @@ class Pretrained:
         """Any text can be told."""
 
     def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
-        conditions = self._encoded(told.prompts, told.known)
-        pictures = None
-        if self.family.from_picture(self.pipe):
-            assert told.video is not None  # shards of such a pipeline are not made
-            pictures = [_picture(clip) for clip in told.video]
-        pyramid = self.convention.pyramid
-
-        def denoise(x: Tensor, t: Tensor, stage: int) -> Tensor:
-            if self.wanted.lora is not None and self.wanted.lora.per_stage:
-                activate(unwrapped(network), adapter_name(stage))
-            filling = self._filling(told, x, t, stage)
-            with moved(self._encoders(text=False) if pictures else (), self.device):
-                factors = pyramid.factors[stage]
-                question = self.asker.ask(x, t, conditions, factors, pictures, filling, encoded=told.encoded)
-            return self.asker.answer(question, network(**question.kwargs)[0])
-
-        return denoise
+        return self._denoiser(network, told, self.config.train.timestep_policy)
 
     def original(self, told: Told) -> Denoiser | None:
         if self.config.train.distillation == 0:
             return None
         if self._frozen is not None:
-            return self.denoiser(self._frozen, told)
-        denoise = self.denoiser(self.network, told)
+            return self._denoiser(self._frozen, told, "native")
+        denoise = self._denoiser(self.network, told, "native")
 
         def without_matrices(x: Tensor, t: Tensor, stage: int) -> Tensor:
             self.network.disable_adapters()
@@ -130,10 +115,33 @@ class Pretrained:
             fps=self.fps,
             options=self._options(),
             per_stage_target=self.config.train.target == "per_stage",
+            timestep_policy=self.config.train.timestep_policy,
         )
         return TunedPipeline(self.pipe, network, told, device=self.device)
 
     # Inside
+
+    def _denoiser(self, network: nn.Module, told: Told, policy: str) -> Denoiser:
+        """The network as it is told these things, and the time by a policy."""
+        conditions = self._encoded(told.prompts, told.known)
+        pictures = None
+        if self.family.from_picture(self.pipe):
+            assert told.video is not None  # shards of such a pipeline are not made
+            pictures = [_picture(clip) for clip in told.video]
+        pyramid = self.convention.pyramid
+
+        def denoise(x: Tensor, t: Tensor, stage: int) -> Tensor:
+            if self.wanted.lora is not None and self.wanted.lora.per_stage:
+                activate(unwrapped(network), adapter_name(stage))
+            filling = self._filling(told, x, t, stage)
+            with moved(self._encoders(text=False) if pictures else (), self.device):
+                factors, times = pyramid.factors[stage], as_told(t, pyramid, stage, policy)
+                question = self.asker.ask(
+                    x, t, conditions, factors, pictures, filling, encoded=told.encoded, told=times
+                )
+            return self.asker.answer(question, network(**question.kwargs)[0])
+
+        return denoise
 
     def _times(self, t: Tensor, stage: int) -> Tensor:
         """Drawn times, moved into the part of the stage that falls to this network, as it can be told them."""
@@ -142,8 +150,15 @@ class Pretrained:
         return self.asker.times(low + (t - level.end) * (high - low) / (level.start - level.end))
 
     def _check_span(self) -> None:
-        """Refuse stages that are drawn but hold no time at which this network is asked."""
+        """Refuse stages that are drawn but hold no time at which this network is asked; and other times than native
+        where they choose the network."""
         pyramid, (least, greatest) = self.convention.pyramid, self.span
+        policy = self.config.train.timestep_policy
+        if policy != "native" and len(pyramid) > 1 and self.span != (0.0, 1.0):
+            raise ValueError(
+                f"train.timestep_policy={policy} would change which network is asked when: {self.name} is asked at "
+                f"times {least:g} to {greatest:g}; nearest: native"
+            )
         weights = self.config.train.stage_weights or [1.0] * len(pyramid)
         for stage, weight in zip(pyramid.stages, reversed(weights), strict=len(weights) == len(pyramid)):
             if weight > 0 and not (stage.end < greatest and stage.start > least):

@@ -127,7 +127,8 @@ class OwnNetwork:
     def denoiser(self, network: nn.Module, told: Told) -> Denoiser:
         known = {caption: padded(text, self.config.condition.max_length) for caption, text in told.known.items()}
         condition = self.conditioner.encode(told.prompts, told.device, known)
-        return plain_denoiser(network, self.network.config, self.convention.pyramid, condition)
+        policy = self.config.train.timestep_policy
+        return plain_denoiser(network, self.network.config, self.convention.pyramid, condition, policy)
 
     def original(self, told: Told) -> None:
         return None
@@ -140,6 +141,7 @@ class OwnNetwork:
             pyramid=self.convention.pyramid.config(),
             prediction_type=self.convention.prediction_type,
             per_stage_target=self.config.train.target == "per_stage",
+            timestep_policy=self.config.train.timestep_policy,
             default_size=[data.frames, data.height, data.width],
             latent_ratio=self._latents.ratio,
             latent_scale=self.config.model.latent_scale,
