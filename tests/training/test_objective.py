@@ -49,7 +49,7 @@ def latents(frames=FRAMES, size=SIZE):
     return torch.randn(BATCH, CHANNELS, frames, size, size, generator=torch.Generator().manual_seed(7))
 
 
-def loss_of(network, config, stage=0, x=None, condition=None, seed=11):
+def loss_of(network, config, stage=0, x=None, condition=None, seed=11, train=None, original=None):
     pyramid = build_pyramid(config)
     clean, coarse = clean_pair(pyramid, latents() if x is None else x, stage)
     return stage_loss(
@@ -59,8 +59,9 @@ def loss_of(network, config, stage=0, x=None, condition=None, seed=11):
         coarse=coarse,
         stage=stage,
         captions=CAPTIONS,
-        config=config.train,
+        config=train or config.train,
         generator=torch.Generator().manual_seed(seed),
+        original=original,
     )
 
 
@@ -179,6 +180,24 @@ def test_a_stage_of_flow_matching_is_equations_12_and_13(network, stage, target)
     torch.testing.assert_close(got.loss, mean_square(out - wanted), rtol=2e-5, atol=0)
     assert got.positions == BATCH * FRAMES * SIZE * SIZE // 2**stage
     assert got.stage == stage
+
+
+@pytest.mark.parametrize("target", ["global", "per_stage"])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_whoever_says_what_the_original_says_has_nothing_to_follow(network, stage, target):
+    config = configure(f"train.target={target}")
+    s, e = flow_levels(stage)
+    pyramid = build_pyramid(config)
+    own = plain_denoiser(network, network.config, pyramid, {})
+
+    def original(x, t, k):
+        return own(x, t, k) / (s - e if target == "per_stage" else 1)  # always per unit of sigma
+
+    following = config.train.model_copy(update={"distillation": 1.0})
+    alone, both = (
+        loss_of(network, config, stage, train=t, original=o) for t, o in ((None, None), (following, original))
+    )
+    torch.testing.assert_close(both.loss, alone.loss, rtol=1e-5, atol=0)
 
 
 VP_STARTS = {0: 437.958633 / 999, 1: 751.591130 / 999, 2: 1.0}

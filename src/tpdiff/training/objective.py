@@ -165,6 +165,8 @@ def sample_errors(
     if original is not None:
         with torch.no_grad():
             said = original(noisy, t, stage).float()[:, :, convention.given :]
+            if config.target == "per_stage":  # the original's flow is per unit of σ
+                said = said * (pyramid.stages[stage].start_level.sigma - pyramid.stages[stage].end_level.sigma)
         error = error + config.distillation * (prediction - said).square().flatten(1).mean(1)
     return error * loss_weight(pyramid.schedule, t, config.loss_space)
 
