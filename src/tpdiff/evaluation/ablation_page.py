@@ -126,11 +126,15 @@ def _front(study: Ablation, found: Results) -> list[str]:
 def _points(study: Ablation, found: Results) -> list[tuple[float, float, str, int]]:
     """(operations, distance, variant, steps), means over the seeds; of variants that have as many seeds as any."""
     most = max(len(seeds) for seeds in found.values())
-    whole = {name: seeds for name, seeds in found.items() if len(seeds) == most}
+
+    def mean(name: str, steps: int, key: str) -> float:
+        return float(np.mean([_at(s, steps)[key] for s in found[name]]))
+
     return [
-        (*(float(np.mean([_at(s, n)[key] for s in seeds])) for key in ("sampling_flops", "distance")), name, n)
-        for name, seeds in whole.items()
+        (mean(name, n, "sampling_flops"), mean(name, n, "distance"), name, n)
+        for name, seeds in found.items()
         for n in study.steps
+        if len(seeds) == most
     ]
 
 
