@@ -85,14 +85,13 @@ def _timed(wanted: Table, device: str, name: str, size: Size, results: Path) -> 
         ValueError: what is kept was measured otherwise.
     """
     asked = size.model_dump(mode="json") | {"steps": wanted.steps, "rounds": wanted.rounds}
-    kept = {results / f"{name}-{stages}.json": stages for stages in wanted.stages}
-    for path in kept:
-        row = read_result(path)
-        if row and row["asked"] != asked:
-            raise ValueError(f"{path} was measured with {row['asked']}, not {asked}; remove it")
+    kept = {stages: read_result(results / f"{name}-{stages}.json") for stages in wanted.stages}
+    for stages, row in kept.items():
+        if row and row.get("asked") != asked:
+            path = results / f"{name}-{stages}.json"
+            raise ValueError(f"{path} was measured with {row.get('asked')}, not {asked}; remove it")
     rows = []
-    for path, stages in kept.items():
-        row = read_result(path)
+    for stages, row in kept.items():
         if not row:
             say(f"{name}, {stages} stages")
             model = find_published(name).resized(size.layers, size.hidden)
@@ -101,7 +100,7 @@ def _timed(wanted: Table, device: str, name: str, size: Size, results: Path) -> 
             )
             made = provenance(wanted)
             row = measured.as_dict() | {"asked": asked} | {key: made[key] for key in ("created", "commit", "machine")}
-            write_result(path, row)
+            write_result(results / f"{name}-{stages}.json", row)
         rows.append(row)
     return rows
 
