@@ -55,12 +55,12 @@ def test_difference_joins_independent_seeds():
     assert not difference([{"difference": 0.1, "replicates": [-1.0, 0.0, 1.0]}]).excludes_zero
 
 
-def arm(distance=10.0, accuracy=0.8, magnitude=1.0):
+def arm(distance=10.0, accuracy=0.8, magnitude=1.0, real=1.0):
     return {
         "evaluations": [{"distance": 100.0}],
         "final": {
             "distance": distance,
-            "accuracy": {"action": {"made": accuracy, "real": 1.0}},
+            "accuracy": {"action": {"made": accuracy, "real": real}},
             "figures": {"motion_magnitude": {"made": magnitude, "real": 1.0}},
         },
     }
@@ -72,6 +72,8 @@ def arm(distance=10.0, accuracy=0.8, magnitude=1.0):
         ({}, set()),
         ({"distance": 25.0}, {"distance"}),
         ({"accuracy": 0.79}, {"accuracy of action"}),
+        ({"accuracy": 0.79, "real": 0.79}, {"classifier of action"}),
+        ({"accuracy": 0.65, "real": 0.8}, set()),
         ({"magnitude": 0.49}, {"motion"}),
         ({"magnitude": 2.01}, {"motion"}),
     ],
