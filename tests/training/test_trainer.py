@@ -83,6 +83,25 @@ def test_a_loss_that_is_no_number_ends_the_run(tiny, tmp_path):
     assert all(tensor.isfinite().all() for tensor in read_checkpoint(last)[0].values())
 
 
+def test_fp16_that_leaves_out_every_step_ends_the_run(tiny, tmp_path):
+    """A gradient that is never a number halves the scale of the loss each step."""
+    scaler = torch.amp.GradScaler("cpu")
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight])
+    trainer = Trainer(tiny("train.steps=60"), tmp_path / "run")
+    trainer.accelerator.scaler = scaler
+    for _ in range(40):
+        weight.grad = scaler.scale(torch.full((1,), float("nan")))
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 2**-24 and weight.item() == 1
+    trainer.run(1e-9)  # so far it may have been chance
+    scaler.update(2**-25)
+    with pytest.raises(ValueError, match=r"scales losses by 2\.98023e-08 at step 2; .* train\.precision=bf16"):
+        trainer.run()
+
+
+
 def test_slices_are_one_run(tiny, tmp_path):
     config = tiny(*FULL)
     whole = trained(config, tmp_path / "whole")

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+LEAST_SCALE = 2.0**-24  # of losses in fp16; below it no gradient has been a number for about forty steps
+
 
 class Shown(Protocol):
     """What a report can show: how far a run is, and a line of text."""
@@ -153,4 +155,19 @@ def check_finite(what: str, value: float, step: int) -> None:
             f"{what} is {value} at step {step}. Checkpoints of earlier steps stay, but resumed they would come to the "
             "same. What may help in a new run: a lower train.lr or train.max_grad_norm, train.precision=no, or no "
             "captions of which the text encoder keeps no token (condition.dropout makes empty ones)"
+        )
+
+
+def check_scale(scale: float, step: int) -> None:
+    """Stop where fp16 has given up: each step whose gradient is not a number is left out, and halves the factor that
+    losses are scaled by.
+
+    Raises:
+        ValueError: the factor is below 2^-24.
+    """
+    if scale < LEAST_SCALE:
+        raise ValueError(
+            f"the gradient has not been a number in so many steps that fp16 scales losses by {scale:g} at step {step}; "
+            "such steps are left out, and nothing is learnt. What may help in a new run: train.precision=bf16 or no, or "
+            "no captions of which the text encoder keeps no token (condition.dropout makes empty ones)"
         )

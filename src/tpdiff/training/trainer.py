@@ -26,7 +26,7 @@ from tpdiff.training.load_config import dump_config
 from tpdiff.training.objective import StageLoss, stage_loss
 from tpdiff.training.optimizer import build_optimizer, learning_rate, set_rate, spent
 from tpdiff.training.pretrained import Pretrained
-from tpdiff.training.progress import Recent, Report, Status, check_finite
+from tpdiff.training.progress import Recent, Report, Status, check_finite, check_scale
 from tpdiff.training.randomness import network_draws, sample_generators
 from tpdiff.training.setup import check_folder, known_text
 from tpdiff.training.shards import whole
@@ -274,6 +274,8 @@ class Trainer:
         if self.accelerator.scaler is None:  # which leaves out a step with such a gradient
             stages = ", ".join(str(stage) for stage, *_ in values)
             check_finite(f"the gradient of stage {stages}", float(self.gradient_norm), self.step)
+        else:
+            check_scale(self.accelerator.scaler.get_scale(), self.step)
 
     def _open_stream(self) -> None:
         if self._stream is None:
