@@ -67,8 +67,8 @@ def _lines(study: Ablation, found: Results, command: str) -> list[str]:
         *head(study.title, command, first["made"], waiting),
         "",
         f"Every trained variant has had {study.operations:g} TFLOP of training (recipe `{study.recipe}`); those "
-        f"sampled from another's weights say so. All are judged by {study.clips} samples from the same noise and "
-        "captions. Lower distances are better.",
+        f"sampled from another's weights say so. All are judged by {study.clips} samples a seed from the same noise "
+        "and captions. Lower distances are better.",
         "",
         f"![distance against operations of a clip]({PLOT})",
         "",
