@@ -123,8 +123,8 @@ def finished_seed(seed, original, converted, spread):
         "seconds": {"clips": 8, "rounds": {ORIGINAL: [2.0], "converted": [1.0]}, "ratio": 2.0},
         "paired": {
             ORIGINAL: {
-                "converted": {"difference": converted - original, "replicates": draws},
-                FREE: {"difference": 8.0, "replicates": zero},
+                "converted": {"difference": converted - original, "replicates": draws, "shared": True},
+                FREE: {"difference": 8.0, "replicates": zero, "shared": True},
             },
             "converted": {
                 ORIGINAL: {"difference": original - converted, "replicates": [-d for d in draws]},

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tpdiff.evaluation.study_figures import difference, learnt, plateau, reached, sooner
+from tpdiff.metrics.distance import frechet_distance, paired_draws
 
 
 def curve(*distances, rate=1.0):
@@ -45,14 +46,38 @@ def test_sooner_is_read_off_the_mean_curves_by_straight_lines():
 
 def test_difference_joins_independent_seeds():
     rng = np.random.default_rng(0)
-    paired = [{"difference": m, "replicates": list(m + rng.normal(0, 1, 4000))} for m in (-1.0, -3.0, -2.0)]
+    paired = [
+        {"difference": m, "replicates": list(m + rng.normal(0, 1, 4000)), "shared": True} for m in (-1.0, -3.0, -2.0)
+    ]
     found = difference(paired)
     assert found.mean == pytest.approx(-2)
     half = 1.96 / np.sqrt(3)  # the mean of three independent draws
     assert (found.low, found.high) == pytest.approx((-2 - half, -2 + half), abs=0.08)
     assert found.excludes_zero
     assert found.seeds == [-1.0, -3.0, -2.0]
-    assert not difference([{"difference": 0.1, "replicates": [-1.0, 0.0, 1.0]}]).excludes_zero
+    assert not difference([{"difference": 0.1, "replicates": [-1.0, 0.0, 1.0], "shared": True}]).excludes_zero
+    unmarked = difference([{key: p[key] for key in ("difference", "replicates")} for p in paired])
+    assert (unmarked.low, unmarked.high) == pytest.approx((-2 - 1.96, -2 + 1.96), abs=0.08)  # as if one were all
+
+
+def test_the_interval_over_seeds_knows_that_they_share_their_real_clips():
+    """Of models as good as each other, how far the mean over three seeds lies from 0 by chance, and what one study says."""
+    rng = np.random.default_rng(1)
+    shift = np.array([0.6, 0, 0, 0])
+
+    def three_seeds():
+        real = rng.normal(size=(120, 4))
+        return [(real, rng.normal(size=(120, 4)) + shift, rng.normal(size=(120, 4)) - shift) for _ in range(3)]
+
+    def one(real, a, b, seed, rounds):
+        value = frechet_distance(real, a) - frechet_distance(real, b)
+        drawn = paired_draws(real, a, b, rounds, seed)
+        return {"difference": value, "replicates": list(value + drawn - drawn.mean()), "shared": True}
+
+    apart = [np.mean([frechet_distance(r, a) - frechet_distance(r, b) for r, a, b in three_seeds()]) for _ in range(300)]
+    found = [difference([one(*sets, seed, 200) for seed, sets in enumerate(three_seeds())]) for _ in range(5)]
+    said = np.mean([f.high - f.low for f in found]) / (2 * 1.96)
+    assert said == pytest.approx(np.std(apart), rel=0.15)
 
 
 def arm(distance=10.0, accuracy=0.8, magnitude=1.0, real=1.0):

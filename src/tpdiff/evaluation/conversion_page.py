@@ -11,7 +11,7 @@ from tpdiff.evaluation.conversion_run import LAST_PART, ORIGINAL
 from tpdiff.evaluation.markdown import head, joined, number, table
 from tpdiff.evaluation.plots import COLORS, distance_plots
 from tpdiff.evaluation.study import read_result
-from tpdiff.evaluation.study_figures import difference
+from tpdiff.evaluation.study_figures import difference, mean_replicates
 
 PLOT = "distance.png"
 MARGIN, PLATEAU = 0.05, 0.02
@@ -31,7 +31,7 @@ def loss_bound(seeds: Seeds, name: str) -> float:
         seeds: finished results; their bootstrap draws are averaged.
         name: the variant.
     """
-    draws = np.mean([s["paired"][ORIGINAL][name]["replicates"] for s in seeds], axis=0)
+    draws = mean_replicates([s["paired"][ORIGINAL][name] for s in seeds])
     return float(np.percentile(draws, 95) / np.mean([_final(s, ORIGINAL)["distance"] for s in seeds]))
 
 

@@ -84,13 +84,13 @@ class Judge:
 
     def paired(self, base: Path, arm: Path, seed: int) -> dict[str, Any]:
         """Of what `verdict` kept in two folders: the arm's distance less the base's, and its bootstrap draws about
-        it; below 0 the arm is better.
+        it; below 0 the arm is better. "shared": the r-th draw is of the same real clips for every seed.
         """
         real, (a, b) = self.reference.real, (self._features(folder) for folder in (arm, base))
         value = frechet_distance(real, a) - frechet_distance(real, b)
         drawn = paired_draws(real, a, b, ROUNDS, seed)
         centred = value + drawn - drawn.mean()
-        return {"difference": value, "replicates": [round(float(d), 4) for d in centred]}
+        return {"difference": value, "replicates": [round(float(d), 4) for d in centred], "shared": True}
 
     @property
     def gauges(self) -> Gauges:

@@ -98,15 +98,28 @@ class Difference:
 
 
 def difference(paired: Sequence[Mapping[str, Any]]) -> Difference:
-    """Join the paired bootstraps of several seeds: their r-th replicates are averaged, as seeds are independent.
+    """Join the paired bootstraps of several seeds.
 
     Args:
-        paired: of each seed, "difference" and "replicates" (equally many).
+        paired: of each seed, "difference", "replicates" and "shared", see `mean_replicates`.
     """
-    replicates = np.mean([p["replicates"] for p in paired], axis=0)
-    low, high = np.percentile(replicates, [2.5, 97.5])
+    low, high = np.percentile(mean_replicates(paired), [2.5, 97.5])
     seeds = [float(p["difference"]) for p in paired]
     return Difference(float(np.mean(seeds)), float(low), float(high), seeds)
+
+
+def mean_replicates(paired: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Bootstrap draws (rounds,) of the mean over seeds. All seeds are measured against the same real clips: the r-th
+    replicates of all are of the same draw of these, and are averaged. Results of before that was so ("shared" is absent)
+    are averaged from the least to the greatest, as if seeds depended on one another wholly: the widest interval.
+
+    Args:
+        paired: of each seed, "replicates" (equally many) and "shared".
+    """
+    rounds = np.array([p["replicates"] for p in paired], dtype=np.float64)
+    if not all(p.get("shared") for p in paired):
+        rounds.sort(axis=1)
+    return rounds.mean(axis=0)
 
 
 def learnt(arm: Mapping[str, Any]) -> dict[str, bool]:
