@@ -168,8 +168,9 @@ def test_a_whole_ablation(tmp_path):
     data = make_data(study.data, tmp_path / "data")
     judge = open_judge(study.config("pyramid", data, 0, 1), tmp_path / "cache")
     desk = AblationDesk(study, data, tmp_path / "work", tmp_path / "results", judge, say=lambda text: None)
-    with pytest.raises(ValueError, match="plain jumps samples from pyramid, which is not finished for seed 0"):
-        run_variant(desk, 0, "plain jumps")
+    for name, why in (("plain jumps", "samples from pyramid"), ("vanilla", "is compared with pyramid")):
+        with pytest.raises(ValueError, match=f"{name} {why}, which is not finished for seed 0"):
+            run_variant(desk, 0, name)
     pyramid, vanilla, plain, untold, untrained = (run_variant(desk, 0, name) for name in study.variants)
     for result in (pyramid, vanilla):
         assert 0.75 < result["training"]["flops"] / (study.operations * 1e12) <= 1
@@ -182,6 +183,16 @@ def test_a_whole_ablation(tmp_path):
     assert untrained["pyramid"]["factors"] == [[1, 1, 1], [2, 1, 1]] and vanilla["pyramid"]["factors"] == [[1, 1, 1]]
     assert untrained["judged"]["6"]["distance"] != vanilla["judged"]["6"]["distance"]
     assert run_variant(desk, 0, "plain jumps") == plain
+    desk.file(0, "plain jumps").unlink()
+    (tmp_path / "work" / "seed-0" / "rows" / "pyramid" / "6").rename(tmp_path / "apart")
+    with pytest.raises(ValueError, match=r"compared with pyramid, but the figures of its samples at 6 steps are no"):
+        run_variant(desk, 0, "plain jumps")
+    (tmp_path / "apart").rename(tmp_path / "work" / "seed-0" / "rows" / "pyramid" / "6")
+    assert run_variant(desk, 0, "plain jumps")["judged"] == plain["judged"]
+    desk.study = ablation_of(tmp_path, operations=0.003)
+    with pytest.raises(ValueError, match=r"vanilla\.json was made with operations=0\.004 \(now 0\.003\); remove it"):
+        run_variant(desk, 0, "vanilla")
+    desk.study = study
     assert list(finished(study, tmp_path / "results")) == list(study.variants)
     page = write_page(study, tmp_path / "results", "command").read_text()
     assert set(vanilla["judged"]["6"]["accuracy"]) == {"digit", "direction"} and untold["judged"]["6"]["accuracy"] == {}

@@ -1,6 +1,7 @@
 """Studies: what their files may say, that finished parts are kept, and one carried out whole."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import yaml
 from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.study import load_study, make_data, read_result, write_result
 from tpdiff.evaluation.study_page import write_page
-from tpdiff.evaluation.study_run import Desk, Interrupted, best_rates, run_seed, run_trial
+from tpdiff.evaluation.study_run import WHOLE, Desk, Interrupted, _asked, best_rates, run_seed, run_trial
 from tpdiff.recipes import recipe_path
 
 TINY = {
@@ -111,9 +112,35 @@ def test_what_is_finished_is_not_redone(tmp_path):
     kept = trial(5e-4, 3.0, 9.0)
     write_result(desk.trial_file(5e-4), kept)
     assert run_trial(desk, 5e-4) == kept
-    write_result(desk.seed_file(0), {"done": True, "seed": 0})
-    assert run_seed(desk, 0) == {"done": True, "seed": 0}
+    whole = {"done": True, "seed": 0, "arms": {"vanilla": {"lr": 5e-4}, "pyramid": {"lr": 1e-3}}}
+    write_result(desk.seed_file(0), whole)
+    assert run_seed(desk, 0) == whole
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"final_clips": 67}, "final_clips=66 (now 67)"),
+        ({"seconds": 9.0}, "arms.pyramid.train.seconds=0.6 (now 9.0), arms.vanilla.train.seconds=0.6 (now 9.0)"),
+        ({"overrides": [*TINY["overrides"], "model.num_layers=3"]}, "arms.pyramid.model.num_layers=1 (now 3)"),
+        ({"title": "another", "seeds": [0, 7], "learning_rates": [5e-4, 1e-3, 2e-3, 4e-3]}, None),
+    ],
+)
+def test_what_is_kept_of_another_study_is_refused(tmp_path, change, named):
+    desk = desk_of(tmp_path)
+    rates = {"vanilla": 5e-4, "pyramid": 1e-3}
+    asked = _asked(desk, 0, rates, desk.study.seconds, WHOLE)
+    arms = {arm: {"lr": lr} for arm, lr in rates.items()}
+    write_result(desk.seed_file(0), {"done": True, "seed": 0, "arms": arms, "made": {"asked": asked}})
+    kept = run_seed(desk, 0)
+    assert kept["done"]
+    later = desk_of(tmp_path, **change)
+    if named is None:
+        assert run_seed(later, 0) == kept
+    else:
+        with pytest.raises(ValueError, match=rf"seed-0\.json was made with .*{re.escape(named)}.*; remove it"):
+            run_seed(later, 0)
 
 
 def test_a_page_needs_a_finished_seed(tmp_path):

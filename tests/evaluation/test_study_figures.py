@@ -61,7 +61,7 @@ def test_difference_joins_independent_seeds():
 
 
 def test_the_interval_over_seeds_knows_that_they_share_their_real_clips():
-    """Of models as good as each other, how far the mean over three seeds lies from 0 by chance, and what one study says."""
+    """Of equally good models: how far the mean over three seeds lies from 0 by chance, and what one study says."""
     rng = np.random.default_rng(1)
     shift = np.array([0.6, 0, 0, 0])
 
@@ -69,12 +69,15 @@ def test_the_interval_over_seeds_knows_that_they_share_their_real_clips():
         real = rng.normal(size=(120, 4))
         return [(real, rng.normal(size=(120, 4)) + shift, rng.normal(size=(120, 4)) - shift) for _ in range(3)]
 
+    def farther(real, a, b):
+        return frechet_distance(real, a) - frechet_distance(real, b)
+
     def one(real, a, b, seed, rounds):
-        value = frechet_distance(real, a) - frechet_distance(real, b)
+        value = farther(real, a, b)
         drawn = paired_draws(real, a, b, rounds, seed)
         return {"difference": value, "replicates": list(value + drawn - drawn.mean()), "shared": True}
 
-    apart = [np.mean([frechet_distance(r, a) - frechet_distance(r, b) for r, a, b in three_seeds()]) for _ in range(300)]
+    apart = [np.mean([farther(*sets) for sets in three_seeds()]) for _ in range(300)]
     found = [difference([one(*sets, seed, 200) for seed, sets in enumerate(three_seeds())]) for _ in range(5)]
     said = np.mean([f.high - f.low for f in found]) / (2 * 1.96)
     assert said == pytest.approx(np.std(apart), rel=0.15)

@@ -101,7 +101,6 @@ def test_fp16_that_leaves_out_every_step_ends_the_run(tiny, tmp_path):
         trainer.run()
 
 
-
 def test_slices_are_one_run(tiny, tmp_path):
     config = tiny(*FULL)
     whole = trained(config, tmp_path / "whole")

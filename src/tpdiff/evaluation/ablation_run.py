@@ -1,5 +1,6 @@
 """Carrying out an ablation: every variant of every seed is one finished file, never redone."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from tpdiff.evaluation.ablation import Ablation, Variant
 from tpdiff.evaluation.budget import operations, steps_within
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.jumps import JUMPS
+from tpdiff.evaluation.kept import refuse_others, settings_of
 from tpdiff.evaluation.latency import count_flops
 from tpdiff.evaluation.samples import Sampling, reopened, sample_batch, sampler
 from tpdiff.evaluation.spectra import measure_folder
@@ -68,24 +70,33 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
 
     Raises:
         Interrupted: a stop was asked for; everything up to the last step is kept.
-        ValueError: the variant whose weights it needs is not trained yet.
+        ValueError: the variant whose weights it needs, or that it is compared with, is not finished, or what is kept of
+            it was made with other settings.
     """
     study, path = desk.study, desk.file(seed, name)
-    result = read_result(path)
+    result, variant, out = read_result(path), study.variants[name], desk.work / f"seed-{seed}"
+    asked = _asked(desk, seed, name)
+    refuse_others(path, result, asked)
     if result.get("done"):
         return result
-    variant, out = study.variants[name], desk.work / f"seed-{seed}"
-    result = result or {"seed": seed, "variant": name, "made": provenance(study), "judged": {}}
+    base, told = study.base(name), study.told(name)
+    for other, why in ((variant.of, "samples from"), (base, "is compared with")):
+        if other is not None and not read_result(desk.file(seed, other)).get("done"):
+            raise ValueError(f"{name} {why} {other}, which is not finished for seed {seed}; run that first")
+    if base is not None:
+        _check_rows(desk, seed, name, base)
+    if not result:
+        for folder in (out / name, out / "rows" / name):
+            shutil.rmtree(folder, ignore_errors=True)  # whose record is lost
+        result = {"seed": seed, "variant": name, "made": provenance(study, asked), "judged": {}}
+        write_result(path, result)
     if variant.of is None:
         pipeline, result["training"] = _trained(desk, seed, name, out / name)
     else:
-        if not read_result(desk.file(seed, variant.of)).get("done"):
-            raise ValueError(f"{name} samples from {variant.of}, which is not finished for seed {seed}; run that first")
         pipeline = _pipeline(desk, seed, variant.of, out / variant.of)
     pipeline.pyramid = stages_of(desk, pipeline, variant)
     result["pyramid"] = pipeline.pyramid.config()
     result["protocol"] = desk.judge.protocol(Sampling(study.steps[-1]))
-    base, told = study.base(name), study.told(name)
     for steps in study.steps:
         if str(steps) in result["judged"]:
             continue
@@ -93,14 +104,32 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
         rows = out / "rows" / name / str(steps)
         verdict = desk.judge.verdict(pipeline, study.clips, sampling, noise_seed(seed), rows, told)
         verdict["sampling_flops"] = clip_flops(pipeline, desk.judge, sampling, told)
-        if base is not None and (compared := out / "rows" / base / str(steps)).is_dir():
-            verdict["paired"] = desk.judge.paired(compared, rows, seed)
+        if base is not None:
+            verdict["paired"] = desk.judge.paired(out / "rows" / base / str(steps), rows, seed)
         result["judged"][str(steps)] = verdict
         write_result(path, result)
         desk.say(f"seed {seed}: {name} at {steps} steps: {verdict['distance']:.1f}")
     result["done"] = True
     write_result(path, result)
     return result
+
+
+def _check_rows(desk: AblationDesk, seed: int, name: str, base: str) -> None:
+    for steps in desk.study.steps:
+        if not (rows := desk.work / f"seed-{seed}" / "rows" / base / str(steps)).is_dir():
+            raise ValueError(
+                f"{name} is compared with {base}, but the figures of its samples at {steps} steps are no longer in "
+                f"{rows}; remove {desk.file(seed, base)}, and the next call makes them anew"
+            )
+
+
+def _asked(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
+    """All that a variant's result depends on, but the numbers of sampling steps, of which there may be more."""
+    study, variant = desk.study, desk.study.variants[name]
+    config = study.config(variant.of or name, desk.data, seed, 1)
+    own = variant.model_dump(mode="json", exclude={"overrides"})
+    shared = study.model_dump(mode="json", include={"data", "operations", "clips"})
+    return {**shared, "variant": own, "config": settings_of(config)}
 
 
 def clip_flops(pipeline: Any, judge: Judge, sampling: Sampling, told: bool = True) -> int:

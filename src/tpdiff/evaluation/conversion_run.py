@@ -1,5 +1,6 @@
 """Carrying out a study of conversion: an original a seed, its conversions, and the controls, all judged alike."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from tpdiff.data import ClipDataset
 from tpdiff.evaluation.budget import operations, steps_within, warm_up
 from tpdiff.evaluation.conversion import ConversionStudy
 from tpdiff.evaluation.judge import Judge
+from tpdiff.evaluation.kept import refuse_others, settings_of
 from tpdiff.evaluation.latency import count_flops, measure
 from tpdiff.evaluation.samples import Sampling, reopened, sample_batch, sampler
 from tpdiff.evaluation.study import read_result, write_result
@@ -70,18 +72,22 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
 
     Raises:
         Interrupted: a stop was asked for; everything up to the last step is kept.
+        ValueError: what is kept of the seed was made with other settings.
     """
-    path = desk.results / f"seed-{seed}.json"
-    result = read_result(path)
+    path, out = desk.results / f"seed-{seed}.json", desk.work / f"seed-{seed}"
+    result, asked = read_result(path), _asked(desk, seed)
+    refuse_others(path, result, asked)
     if result.get("done"):
         return result
-    out = desk.work / f"seed-{seed}"
-    result = result or {"seed": seed, "made": provenance(desk.study), "variants": {}}
-    result.setdefault("protocol", desk.judge.protocol(desk.plain))
+    if not result or not out.is_dir():  # of figures and weights, one without the other
+        shutil.rmtree(out, ignore_errors=True)
+        made, protocol = provenance(desk.study, asked), desk.judge.protocol(desk.plain)
+        result = {"seed": seed, "made": made, "protocol": protocol, "variants": {}}
 
     def keep() -> None:
         write_result(path, result)
 
+    keep()
     _train_original(desk, seed, out, result, keep)
     pretrained = out / "pretrained"
     for arm in desk.study.arms:
@@ -112,6 +118,16 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     result["done"] = True
     keep()
     return result
+
+
+def _asked(desk: ConversionDesk, seed: int) -> dict[str, Any]:
+    """All that a seed's result depends on; arms may be added until it is done."""
+    study, somewhere = desk.study, Path("somewhere")
+    fields = {"data", "original", "budget", "steps", "staged_steps", "clips", "batch"}
+    configs = {ORIGINAL: study.original_config(somewhere, somewhere, seed)}
+    configs |= {arm: study.arm_config(arm, somewhere, somewhere, seed, 1) for arm in study.arms}
+    runs = {name: settings_of(config) for name, config in configs.items()}
+    return {**study.model_dump(mode="json", include=fields), "runs": runs}
 
 
 def _train_original(

@@ -110,8 +110,8 @@ def difference(paired: Sequence[Mapping[str, Any]]) -> Difference:
 
 def mean_replicates(paired: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Bootstrap draws (rounds,) of the mean over seeds. All seeds are measured against the same real clips: the r-th
-    replicates of all are of the same draw of these, and are averaged. Results of before that was so ("shared" is absent)
-    are averaged from the least to the greatest, as if seeds depended on one another wholly: the widest interval.
+    replicates of all are of the same draw of these, and are averaged. Results from before that ("shared" is absent) are
+    averaged from the least to the greatest, as if seeds depended on one another wholly: the widest interval.
 
     Args:
         paired: of each seed, "replicates" (equally many) and "shared".
@@ -126,7 +126,7 @@ def learnt(arm: Mapping[str, Any]) -> dict[str, bool]:
     """Whether an arm has learnt at all: what must be true before its distance says anything.
 
     distance: below a quarter of the untrained network's. classifier: finds at least 80 % in real clips, or its word on
-    made ones is worth nothing. accuracy: it keeps at least 80 % of that. motion: 0.5 to 2 times as much as in real clips.
+    made ones is worth nothing. accuracy: it keeps at least 80 % of that. motion: 0.5 to 2 times that of real clips.
     """
     final, untrained = arm["final"], arm["evaluations"][0]["distance"]
     answers = {"distance": final["distance"] < untrained / 4}

@@ -2,7 +2,7 @@
 
 import datetime
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
 from tpdiff.evaluation.budget import operations, warm_up
 from tpdiff.evaluation.judge import Judge
+from tpdiff.evaluation.kept import refuse_others, settings_of
 from tpdiff.evaluation.samples import Sampling, sampler
 from tpdiff.evaluation.study import Study, read_result, write_result
 from tpdiff.training.progress import Status
 from tpdiff.training.section import Section
 from tpdiff.training.trainer import Trainer
 
+TRIAL = {"data", "clock", "slice_seconds", "clips", "steps", "guidance_scale"}  # what a trial's figures depend on
+WHOLE = TRIAL | {"evaluations", "final_clips"}
 Tell = Callable[[str, Status], None]
 
 
@@ -64,9 +67,12 @@ def run_trial(desk: Desk, lr: float) -> dict[str, Any]:
 
     Raises:
         Interrupted: a stop was asked for.
+        ValueError: the trial that is kept was made with other settings.
     """
     study, path = desk.study, desk.trial_file(lr)
     result = read_result(path)
+    asked = _asked(desk, study.sweep_seed, dict.fromkeys(study.arms, lr), study.sweep_seconds, TRIAL)
+    refuse_others(path, result, asked)
     if result.get("done"):
         return result
     out = desk.work / f"trial-{lr:g}"
@@ -74,7 +80,7 @@ def run_trial(desk: Desk, lr: float) -> dict[str, Any]:
     flops = {name: warm_up(trainer) for name, trainer in arms.trainers.items()}
     _train(desk, arms, study.sweep_seconds)
     rows = {name: _measure(desk, t, flops[name], study.sweep_seed) for name, t in arms.trainers.items()}
-    result = {"lr": lr, "seed": study.sweep_seed, "arms": rows, "made": provenance(desk.study), "done": True}
+    result = {"lr": lr, "seed": study.sweep_seed, "arms": rows, "made": provenance(study, asked), "done": True}
     write_result(path, result)
     for name, row in rows.items():
         desk.say(f"lr {lr:g}: {name} {row['distance']:.3f} after {row['steps']} steps")
@@ -99,13 +105,15 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
 
     Raises:
         Interrupted: a stop was asked for.
-        ValueError: the trials are not finished.
+        ValueError: the trials are not finished, or what is kept of the seed was made with other settings.
     """
-    study, path = desk.study, desk.seed_file(seed)
+    study, path, out = desk.study, desk.seed_file(seed), desk.work / f"seed-{seed}"
     result = read_result(path)
+    rates = {name: row["lr"] for name, row in result["arms"].items()} if result else best_rates(desk)
+    asked = _asked(desk, seed, rates, study.seconds, WHOLE)
+    refuse_others(path, result, asked)
     if result.get("done"):
         return result
-    rates, out = best_rates(desk), desk.work / f"seed-{seed}"
     if not result:
         shutil.rmtree(out, ignore_errors=True)  # weights whose record is lost
     arms = _open_arms(desk, out, seed, rates, study.seconds)
@@ -113,7 +121,8 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     if not any(trainer.step for trainer in arms.trainers.values()):  # new, or what was half done has lost its weights
         configs = {name: t.config.model_dump(mode="json") for name, t in arms.trainers.items()}
         rows = {n: {"lr": rates[n], "config": configs[n], "flops": flops[n], "evaluations": []} for n in configs}
-        result = {"seed": seed, "arms": rows, "made": provenance(study), "protocol": desk.judge.protocol(desk.sampling)}
+        result = {"seed": seed, "arms": rows, "made": provenance(study, asked)}
+        result["protocol"] = desk.judge.protocol(desk.sampling)
     for number in range(study.evaluations + 1):
         _train(desk, arms, study.seconds * number / study.evaluations)
         for name, trainer in arms.trainers.items():
@@ -137,14 +146,22 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     return result
 
 
-def provenance(study: Section) -> dict[str, Any]:
-    """When, where and from what a result was made."""
+def provenance(study: Section, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """When, where and from what a result was made; `asked` is what it depends on, see `kept.refuse_others`."""
     return {
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": machine.commit(),
         "machine": machine.describe(),
         "study": study.model_dump(mode="json"),
+        "asked": asked or {},
     }
+
+
+def _asked(desk: Desk, seed: int, rates: dict[str, float], seconds: float, fields: set[str]) -> dict[str, Any]:
+    """All that a result depends on."""
+    configs = {arm: desk.study.config(arm, desk.data, seed, rates[arm], seconds) for arm in desk.study.arms}
+    arms = {arm: settings_of(config) for arm, config in configs.items()}
+    return {**desk.study.model_dump(mode="json", include=fields), "names": list(arms), "arms": arms}
 
 
 def _open_arms(desk: Desk, out: Path, seed: int, rates: dict[str, float], seconds: float) -> Arms:

@@ -168,6 +168,6 @@ def check_scale(scale: float, step: int) -> None:
     if scale < LEAST_SCALE:
         raise ValueError(
             f"the gradient has not been a number in so many steps that fp16 scales losses by {scale:g} at step {step}; "
-            "such steps are left out, and nothing is learnt. What may help in a new run: train.precision=bf16 or no, or "
-            "no captions of which the text encoder keeps no token (condition.dropout makes empty ones)"
+            "such steps are left out, and nothing is learnt. What may help in a new run: train.precision=bf16 or no, "
+            "or no captions of which the text encoder keeps no token (condition.dropout makes empty ones)"
         )

@@ -1,0 +1,45 @@
+"""Whether a result that is kept is of the study as it now is: another's is neither continued nor shown as its own."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tpdiff.training.config import Config
+
+MOST_NAMED = 3
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What a run depends on, as JSON values: its configuration without where things lie and how it is watched."""
+    settings = config.model_dump(mode="json", exclude={"log": True, "data": {"path", "cache_dir"}})
+    if settings.get("pretrained"):
+        settings["pretrained"].pop("path")
+    return settings
+
+
+def refuse_others(path: Path, result: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse a result that was made with other settings. Those that only one side has are not compared, so that results
+    of before there was a setting stay.
+
+    Args:
+        path: where the result is kept.
+        result: what was read there; {} is nothing.
+        asked: the present settings, as JSON values; those it was made with are in its "made", "asked".
+
+    Raises:
+        ValueError: naming up to three that differ.
+    """
+    apart = list(_apart(result.get("made", {}).get("asked", {}), asked))
+    if apart:
+        named = ", ".join(f"{name}={kept!r} (now {now!r})" for name, kept, now in apart[:MOST_NAMED])
+        more = f" and {len(apart) - MOST_NAMED} more" if len(apart) > MOST_NAMED else ""
+        raise ValueError(f"{path} was made with {named}{more}; remove it, or keep results elsewhere with --results")
+
+
+def _apart(kept: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(kept.keys() & now.keys()):
+        one, other = kept[key], now[key]
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _apart(one, other, f"{within}{key}.")
+        elif one != other:
+            yield f"{within}{key}", one, other
