@@ -38,6 +38,10 @@ def _one_transformer(pipe: Any) -> dict[str, Span]:
     return {"transformer": (0.0, 1.0)}
 
 
+def _no_others(pipeline: str) -> tuple[str, ...]:
+    return ()
+
+
 def _no_other_name(layer: str) -> str:
     raise ValueError("diffusers has no converter from the names of layers in its own implementation")
 
@@ -69,6 +73,7 @@ class Family:
         check: (pipe, pyramid) -> raises ValueError for a pyramid that this pipeline's weights cannot be run in.
         original_layer: a layer's name in diffusers -> in the model's own implementation, by which diffusers reads
             low-rank matrices as well; raises ValueError where it does not.
+        packages: name of a pipeline class -> packages that its calls need and diffusers does not bring along.
         positions: how the network is told where frames and pixels are; for the documentation.
     """
 
@@ -89,6 +94,7 @@ class Family:
     picture_kept: Callable[[Any], bool] = lambda pipe: False
     check: Callable[[Any, Pyramid], None] = _anything
     original_layer: Callable[[str], str] = _no_other_name
+    packages: Callable[[str], tuple[str, ...]] = _no_others
     positions: str = "whole numbers at every stage's own size"
 
     def latent_size(self, pipe: Any, size: Size) -> Shape:
@@ -137,6 +143,12 @@ def families() -> list[Family]:
     for module in MODULES:
         importlib.import_module(f"tpdiff.families.{module}")
     return list({family.name: family for family in _REGISTERED.values()}.values())
+
+
+def packages_for(pipeline: str) -> tuple[str, ...]:
+    """What calls of a pipeline class of this name need besides diffusers; () where no family knows it."""
+    families()
+    return _REGISTERED[pipeline].packages(pipeline) if pipeline in _REGISTERED else ()
 
 
 def find_family(pipe: Any) -> Family:

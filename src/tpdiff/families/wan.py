@@ -46,6 +46,11 @@ def _networks(pipe: Any) -> dict[str, Span]:
     return {"transformer": (boundary, 1.0), "transformer_2": (0.0, boundary)}
 
 
+def _packages(pipeline: str) -> tuple[str, ...]:
+    """From a picture, prompts are cleaned by a package that from text alone is used only where it is installed."""
+    return ("ftfy",) if pipeline == "WanImageToVideoPipeline" else ()
+
+
 def _original_layer(layer: str) -> str:
     in_a_block = re.fullmatch(r"(blocks\.\d+)\.(.+)", layer)
     try:
@@ -64,5 +69,6 @@ WAN = register_family(
         networks=_networks,
         picture_kept=lambda pipe: pipe.config.expand_timesteps,
         original_layer=_original_layer,
+        packages=_packages,
     )
 )

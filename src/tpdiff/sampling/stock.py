@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from huggingface_hub import snapshot_download
 from torch import nn
 
+from tpdiff.families.base import packages_for
+
 Dtypes = torch.dtype | dict[str, torch.dtype]  # of all components, or by name, "default" that of the others
+IMPORTED_AS = {"protobuf": "google.protobuf"}
 
 
 def load_stock(path: str, dtype: Dtypes = torch.float32, hollow: Callable[[str], bool] | None = None) -> Any:
@@ -26,14 +32,34 @@ def load_stock(path: str, dtype: Dtypes = torch.float32, hollow: Callable[[str],
             that were saved as None then stay so.
 
     Raises:
-        ValueError: none is there.
+        ValueError: none is there, or it needs packages that are not installed, by their names.
     """
-    try:
+    with _is_a_pipeline(path):
+        missing = missing_packages(path)
+    if missing:
+        raise ValueError(
+            f"the pipeline in {path!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}, "
+            "or 'tpdiff[pipelines]'"
+        )
+    with _is_a_pipeline(path):
         folder = stock_folder(path)
         parts = {} if hollow is None else _hollow_parts(folder, dtype, hollow)
         return DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **parts)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no diffusers pipeline in {path!r}: {' '.join(str(error).split())}") from error
+
+
+def missing_packages(path: str) -> list[str]:
+    """What a pipeline's tokenizers and calls need and is not installed. Of one on the hub, no weights are fetched.
+
+    Raises:
+        OSError, ValueError: no pipeline is there.
+    """
+    small = ["model_index.json", "tokenizer*/*"]
+    folder = Path(path if Path(path).is_dir() else snapshot_download(path, allow_patterns=small))
+    index: Any = DiffusionPipeline.load_config(str(folder))
+    needed = [*packages_for(str(index.get("_class_name")))]
+    if any(not (model.parent / "tokenizer.json").is_file() for model in folder.glob("tokenizer*/*.model")):
+        needed += ["sentencepiece", "protobuf"]
+    return [package for package in needed if not _is_installed(package)]
 
 
 def stock_folder(path: str) -> Path:
@@ -44,6 +70,22 @@ def stock_folder(path: str) -> Path:
 def is_hollow(network: nn.Module) -> bool:
     """Whether a network has no weights."""
     return any(p.is_meta for p in network.parameters())
+
+
+@contextmanager
+def _is_a_pipeline(path: str) -> Iterator[None]:
+    """Whatever fails within says that there is none."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no diffusers pipeline in {path!r}: {' '.join(str(error).split())}") from error
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(IMPORTED_AS.get(package, package)) is not None
+    except ModuleNotFoundError:  # what it is a part of is missing
+        return False
 
 
 def _hollow_parts(folder: Path, dtype: Dtypes, hollow: Callable[[str], bool]) -> dict[str, nn.Module | None]:

@@ -1,6 +1,9 @@
 """Wan 2.1, Wan 2.2 with two experts, and the small Wan 2.2 whose tokens carry their own time."""
 
-from types import SimpleNamespace
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 
 from diffusers import (
     AutoencoderKLWan,
@@ -13,8 +16,10 @@ from diffusers.pipelines.wan import pipeline_wan_i2v
 
 from tiny.encoders import WIDTH, clip_vision, seeded, tokenizer, umt5
 
-if not hasattr(pipeline_wan_i2v, "ftfy"):  # an optional package, which the picture pipeline calls unasked
-    pipeline_wan_i2v.ftfy = SimpleNamespace(fix_text=str)
+if find_spec("ftfy") is None:  # of the extra "pipelines"; text without faults comes out of it as it went in
+    ftfy = ModuleType("ftfy")
+    ftfy.fix_text, ftfy.__spec__ = str, ModuleSpec("ftfy", None)
+    sys.modules["ftfy"] = pipeline_wan_i2v.ftfy = ftfy
 
 
 def _vae() -> AutoencoderKLWan:
