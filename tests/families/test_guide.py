@@ -17,6 +17,7 @@ NAMES = {
 }
 SMALL = (17, 64, 64)  # frames, height, width in place of the page's
 RUN = ["data.workers=0", "train.batch_size=1", "train.accumulation=1", "train.steps=1", "train.warmup_steps=0"]
+RUN += ["validation.clips=1", "validation.samples=1", "validation.sample_steps=3", "validation.quantiles=1"]
 RUN += ["pretrained.options.max_sequence_length=8", "train.precision=no", "pretrained.dtype=float32"]
 
 
@@ -54,10 +55,20 @@ def smaller_code(code, saved):
     return code.replace('"cuda"', '"cpu"').replace("bfloat16", "float32")
 
 
+def assert_shares_are_told(page, plan):
+    """The page says each stage's share of the operations, and how many plain steps all of them are."""
+    coarse, middle, fine = (round(float(share)) for share in re.findall(r"([\d.]+)%", plan))
+    assert f"{coarse}, {middle} and {fine} %" in page
+    staged, steps, plain = re.search(r"([\d,]+) TFLOPs; plain, (\d+) steps: ([\d,]+)", plan).groups()
+    whole = int(staged.replace(",", "")) * int(steps) / int(plain.replace(",", ""))
+    assert f"as many as {whole:.1f}" in page.replace("\n", " ")
+
+
 def test_the_guide_runs(digits, saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_videos").symlink_to(digits)
     picture().save("first.png")
+    page = PAGE.read_text(encoding="utf-8")
     commands = []
     for kind, text in parts():
         if kind == "command":
@@ -65,15 +76,18 @@ def test_the_guide_runs(digits, saved, tmp_path, monkeypatch):
             code, out, err = call(*words)
             assert code == 0, (text, out, err)
             commands.append(words[0])
+            if words[0] == "plan":
+                assert_shares_are_told(page, out)
             continue
         names = {}
         exec(compile(smaller_code(text, saved), "snippet", "exec"), names)
         assert len(names["video"]) == SMALL[0]
         stock = getattr(names["pipe"], "pipe", names["pipe"])
         assert isinstance(stock.scheduler, PyramidScheduler)
-    assert [commands.count(one) for one in ("plan", "data", "cache", "train", "sample", "export")] == [2, 1, 1, 5, 2, 3]
+    assert [commands.count(one) for one in ("plan", "data", "cache", "train", "sample", "export")] == [2, 1, 1, 6, 2, 3]
     assert size_of("kite.mp4") == size_of("rises.mp4") == SMALL
     assert {p.name for p in Path().iterdir()} >= {"my_shards", "kites", "kites.safetensors", "whole", "runs"}
+    assert Path("runs/validated/validation.jsonl").read_text().count("\n") == 1
 
 
 def test_its_links_and_recipes_are_there():

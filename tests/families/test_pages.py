@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from test_training_free import falling
 from tiny import find_case, picture
 
 from tpdiff import PyramidScheduler
+from tpdiff.evaluation.planning import stage_factors
+from tpdiff.evaluation.spectra import save_spectrum
 from tpdiff.families import base, families, find_family, register_family
 from tpdiff.families.sizes import stage_sizes
 from tpdiff.pyramid.geometry import AXIS_NAMES
@@ -73,10 +76,8 @@ def smaller(code):
     return code.replace('"cuda"', '"cpu"').replace("torch.float16", "torch.bfloat16"), case, size
 
 
-@pytest.mark.parametrize("code", snippets())
-def test_the_snippet_runs(code, tiny_weights, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    picture().save("first.png")
+def run(code):
+    """Run a snippet with tiny weights; its sizes must be legal for the published ones."""
     code, case, size = smaller(code)
     names = {}
     exec(compile(code, "snippet", "exec"), names)
@@ -85,6 +86,25 @@ def test_the_snippet_runs(code, tiny_weights, tmp_path, monkeypatch):
     assert len(video) == case.size[0]
     whole = replace(find_family(pipe), limits=lambda pipe: {})  # those of tiny networks are tiny
     assert stage_sizes(pipe, whole, pipe.scheduler.pyramid, size)[0] == size
+    return names
+
+
+@pytest.mark.parametrize("code", snippets())
+def test_the_snippet_runs(code, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture().save("first.png")
+    run(code)
+
+
+def test_a_pipeline_runs_through_the_stages_of_a_spectrum(tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / "families.md").read_text(encoding="utf-8").partition("## Without training")[2]
+    save_spectrum(falling(causal=True), Path(re.search(r"--spectrum-out (\S+)", page)[1]))
+    axes, stages = re.search(r"--axes (\w+) --stages (\d)", page).groups()
+    names = run(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    pyramid = names["pipe"].scheduler.pyramid
+    assert [tuple(map(int, factors)) for factors in pyramid.factors] == stage_factors(axes, int(stages))
+    assert pyramid.stages[1].end == names["pyramid"].stages[1].end != 0.5  # where one of two equal stages ends
 
 
 def test_a_third_party_can_register_a_family(monkeypatch, capsys):
