@@ -1,6 +1,7 @@
 """The dry run: it counts what the run does, and leaves nothing behind."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -94,10 +95,12 @@ def test_what_it_refuses(tiny_values, tmp_path, capsys, arguments, said):
 
 
 def test_a_run_there_already_is_left_alone(tiny, tmp_path):
-    config = tiny("train.steps=1")
-    trainer = Trainer(config, tmp_path / "run")
+    wanted = ["every_steps=1", "clips=2", "quantiles=1", "samples=1", "sample_steps=3"]
+    options = ["train.steps=1", *(f"validation.{line}" for line in wanted)]
+    trainer = Trainer(tiny(*options), tmp_path / "run")
     trainer.run()
     trainer.save()
     before = everything(tmp_path)
-    dry_run(config, tmp_path / "run", rounds=1)
+    assert {"validation.jsonl", "step-00000001", "0000.mp4"} <= {Path(path).name for path, _ in before}
+    dry_run(tiny(*options, "validation.distance_clips=2"), tmp_path / "run", rounds=1)
     assert everything(tmp_path) == before

@@ -102,7 +102,7 @@ class Trainer:
         self._status: Status | None = None  # the last reported
         if found is not None:
             restore(self, found)
-        self.validation = Validation(self) if config.validation.on else None
+        self.validation = Validation(self, dry) if config.validation.on else None
         if not dry:
             self._begin(resume)
 

@@ -44,13 +44,14 @@ class Validation:
 
     Args:
         trainer: the run, already restored: lines after its step are of a run that died, and go.
+        dry: refuse what would be refused, but leave the run's folder and the caches as they are.
 
     Raises:
         ValueError: no held-out clips, captions that the model cannot be told, too few sampling steps, or a distance
             without the package for its features.
     """
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: Trainer, dry: bool = False):
         self.config: Config = trainer.config
         self.out, self.device = trainer.out, trainer.device
         self.records = read_records(self.out / RECORDS, trainer.step)
@@ -63,10 +64,11 @@ class Validation:
         self.held_out = open_held_out(self.config)
         if self.config.condition.kind != "none":
             trainer.trainee.check(self.held_out.prompts)
-        self.reference = None if features is None else self._fit_reference(features)
+        self.reference = None if features is None else self._fit_reference(features, kept=not dry)
         if self.reference is not None and self.config.condition.kind != "none":
             trainer.trainee.check([clip.source.entry.caption for clip in self.reference.clips])
-        _forget_after(self.out, trainer.step, self.records)
+        if not dry:
+            _forget_after(self.out, trainer.step, self.records)
 
     @property
     def seconds(self) -> float:
@@ -201,7 +203,8 @@ class Validation:
         told = self.config.condition.kind != "none"
         return [known[i % len(known)] if told else None for i in range(count)]
 
-    def _fit_reference(self, features: Any) -> Reference:
+    def _fit_reference(self, features: Any, kept: bool) -> Reference:
+        """The real side of the distance; `kept` on disk for the next time."""
         data, wanted = self.config.data, self.config.validation
         return Reference.fit(
             data.path,
@@ -213,7 +216,7 @@ class Validation:
             seed=wanted.seed,
             split=wanted.split,
             fit_split=data.split,
-            cache_dir=Path(data.cache_dir or self.out / FOLDER) / "features",
+            cache_dir=Path(data.cache_dir or self.out / FOLDER) / "features" if kept else None,
             features=features,
         )
 
