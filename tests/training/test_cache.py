@@ -1,5 +1,6 @@
 """Shards of latents: what they hold, what is encoded again, what is refused, and the stream that training reads."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -13,9 +14,10 @@ from safetensors.torch import load
 
 from tpdiff.cli import main
 from tpdiff.data import DataError, ShardDataset, collate, read_clip, to_float, write_video
-from tpdiff.data.shard_files import unpack
+from tpdiff.data.shard_files import ShardWriter, digest_of_file, unpack
 from tpdiff.models.autoencoder import encode_video, load_autoencoder
 from tpdiff.models.text import encode_prompts, load_text_encoder
+from tpdiff.training import shard_maker
 from tpdiff.training.batches import open_batches
 from tpdiff.training.cache import make_cache, shard_of
 from tpdiff.training.cache_settings import open_buckets, open_source
@@ -230,6 +232,53 @@ def test_bad_files_are_skipped_until_they_are_too_many(encoding, folder, tmp_pat
     assert make_cache(config, tmp_path / "cache").bad == done.bad
     with pytest.raises(DataError, match=r"2 of 10 videos cannot be used, more than max_bad_share 0.1 allows:\n.*empty"):
         make_cache(encoding(folder=folder), tmp_path / "strict", shards=2)
+
+
+@pytest.fixture
+def maker(encoding, tmp_path):
+    config = encoding("data.starts=2")
+    encoder = open_encoder(config)
+    (tmp_path / "cache").mkdir()
+    return ShardMaker(encoder, open_buckets(config, encoder), tmp_path / "cache", lambda files, clips: None)
+
+
+@pytest.fixture
+def sources(long_clips):
+    return [Source(path.name, path, "a digit") for path in sorted(long_clips.glob("train/*.mp4"))[:2]]
+
+
+def test_what_could_not_be_read_is_tried_again(maker, sources, monkeypatch):
+    """Though the file is of the same time and length as before."""
+    assert maker.make("shard-00001.tar", sources) == 4
+    whole = (maker.out / "shard-00001.tar").read_bytes()
+
+    def failing(path):
+        if path == sources[0].file:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return digest_of_file(path)
+
+    monkeypatch.setattr(shard_maker, "digest_of_file", failing)
+    assert maker.make("shard-00000.tar", sources) == 2
+    first = shard_maker.read_receipt(maker.out, "shard-00000.tar")["files"][0]
+    assert first["reason"] == "cannot be read: Input/output error" and first["digest"] is None
+    monkeypatch.undo()
+    assert maker.make("shard-00000.tar", sources) == 2
+    assert (maker.out / "shard-00000.tar").read_bytes() == whole
+
+
+def test_a_disk_that_is_full_for_a_moment_makes_no_video_bad(maker, sources, monkeypatch):
+    failed = []
+
+    def failing(shard, content, write=ShardWriter._write):
+        if not failed:
+            failed.append(True)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(shard, content)
+
+    monkeypatch.setattr(ShardWriter, "_write", failing)
+    with pytest.raises(OSError, match="No space left"):
+        maker.make("shard-00000.tar", sources)
+    assert list(maker.out.iterdir()) == []
 
 
 def test_a_stop_keeps_what_is_done(made, encoding, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,19 @@ class Source:
     caption: str | None
 
 
+class _Unreadable(Exception):
+    """A video that the file system does not give; another time it may."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Tell an error of the file system that holds the videos from one of that which holds the shards."""
+    try:
+        yield
+    except OSError as error:
+        raise _Unreadable(f"cannot be read: {error.strerror or error}") from error
+
+
 class ShardMaker:
     """Makes shards in a folder.
 
@@ -56,6 +70,10 @@ class ShardMaker:
         """Bring a shard up to date with its videos; returns how many clips were encoded for it.
 
         The shard and then its receipt appear whole; a shard that its receipt does not fit counts as absent.
+
+        Raises:
+            OSError: the shard could not be written. A video that cannot be read is recorded, and tried again the next
+                time.
         """
         before = read_receipt(self.out, name)
         if before is not None and _is_of(before, sources):
@@ -76,21 +94,25 @@ class ShardMaker:
     def _add(self, source: Source, before: dict[str, Any] | None, shard: ShardWriter) -> tuple[dict[str, Any], int]:
         """The record of a video whose clips were added, and how many of them had to be encoded."""
         record = _seen(source)
+        if before is not None and before["digest"] is None:
+            before = None  # of a video that could not be read nothing is known
         try:
             same = before is not None and all(before[key] == record[key] for key in ("bytes", "mtime_ns"))
-            record["digest"] = before["digest"] if before and same else digest_of_file(source.file)
+            with _reading():
+                record["digest"] = before["digest"] if before and same else digest_of_file(source.file)
             if before is None or before["digest"] != record["digest"]:
                 return self._encode(source, record, shard)
         except VideoError as error:
             return record | {"reason": error.reason}, 0
-        except OSError as error:
-            return record | {"digest": None, "reason": f"cannot be read: {error.strerror}"}, 0
+        except _Unreadable as error:
+            return record | {"digest": None, "reason": str(error)}, 0
         if "reason" in before:
             return record | {"reason": before["reason"]}, 0
         return record | {"fps": before["fps"], "clips": list(self._copy(source, before, shard))}, 0
 
     def _encode(self, source: Source, record: dict[str, Any], shard: ShardWriter) -> tuple[dict[str, Any], int]:
-        info, times = inspect(source.file)
+        with _reading():
+            info, times = inspect(source.file)
         length = grid_length(times, info.fps, self.data.fps)
         bucket = self.buckets.of(length, info.height, info.width)
         if bucket is None:
@@ -104,7 +126,8 @@ class ShardMaker:
         for start in _starts(length, bucket, self.data.starts):
             seconds = times[start] if self.data.fps is None else start / self.data.fps
             try:
-                video = self._read(source.file, seconds, bucket)
+                with _reading():
+                    video = self._read(source.file, seconds, bucket)
             except VideoError as error:
                 if not clips:
                     raise
