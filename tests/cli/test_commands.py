@@ -19,6 +19,7 @@ import yaml
 from command_line import call, refused, refused_in_a_line
 
 from tpdiff.training.checkpoint import checkpoints
+from tpdiff.training.trainer import Trainer
 
 LOW, HIGH = "a digit below five moves", "a digit from five up moves"
 
@@ -400,8 +401,18 @@ def test_a_stop_leaves_a_run_that_the_printed_command_continues(recipe, tmp_path
     assert checkpoints(run)[-1].name == f"step-{step + 2:08d}"
 
 
-def test_ctrl_c_reaches_the_workers_too(recipe, tmp_path):
-    """A terminal sends it to all processes of the command."""
+def test_a_stop_while_the_last_checkpoint_is_written_loses_nothing(recipe, tmp_path, monkeypatch):
+    save = Trainer.save
+    monkeypatch.setattr(Trainer, "save", lambda trainer: os.kill(os.getpid(), signal.SIGINT) or save(trainer))
+    code, out, err = call("train", recipe(), "train.steps=2", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "stopped at" not in out
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_reaches_the_workers_too(recipe, tmp_path, number):
+    """A terminal, a launcher or a cluster sends it to all processes of the command."""
     run = tmp_path / "run"
     path = recipe(data={"workers": 2}, train={"steps": 1_000_000}, log={"checkpoint_every_steps": 3})
     with subprocess.Popen(
@@ -413,7 +424,7 @@ def test_ctrl_c_reaches_the_workers_too(recipe, tmp_path):
     ) as process:
         try:
             wait_for(lambda: checkpoints(run) or process.poll() is not None)
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, number)
             out, err = process.communicate(timeout=250)
         finally:
             if process.poll() is None:

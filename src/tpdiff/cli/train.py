@@ -65,13 +65,14 @@ def train(
     progress = ProgressReport(run.name) if main else nullcontext()
     with progress as report, stop_on_signals(trainer.request_stop, launched=processes > 1):
         trainer.run(report=report)
-    folder = trainer.save()
+        stopped = trainer.stop_requested  # a signal while it saves asks for nothing more
+        folder = trainer.save()
     if main:
         print(f"checkpoint: {folder}")
     if isinstance(trainer, AutoencoderTrainer) and trainer.done and (quality := trainer.quality()):
         print(quality.line())
     trainer.close()
-    if trainer.stop_requested:
+    if stopped:
         again = ["tpdiff", "train", str(config), *(overrides or ()), "--out", str(run), "--resume"]
         if main:
             print(f"stopped at step {trainer.step}; continue with: {shlex.join(again)}")
