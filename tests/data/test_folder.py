@@ -70,6 +70,27 @@ def test_jsonl(folder):
         scan(folder, "val")
 
 
+def test_files_set_aside_count_against_their_own_split(folder):
+    write_jsonl(
+        folder,
+        {"file_name": "b.mp4", "split": "train"},
+        {"file_name": "gone.mp4", "split": "test"},
+        {"file_name": "lost.mp4"},
+    )
+    assert [item.path.name for item in scan(folder).skipped] == ["gone.mp4", "lost.mp4"]
+    check_share(scan(folder, "train"), 0.0)
+    with pytest.raises(DataError, match=r"1 of 1 videos cannot be used(.*\n)+.*gone\.mp4: listed in .*, line 2"):
+        check_share(scan(folder, "test"), 0.5)
+
+
+def test_captions_set_aside_count_against_their_own_split(tmp_path):
+    for name in ("train/a.mp4", "test/b.mp4", "test/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\xe9")
+    assert [item.path.name for item in scan(tmp_path, "test").skipped] == ["b.mp4"]
+    assert scan(tmp_path, "train").skipped == ()
+
+
 def test_line_ends_inside_captions(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "b.mp4", "caption": "one\u2028two"}\r\n', newline="")
     assert scan(folder).entries[0].caption == "one\u2028two"

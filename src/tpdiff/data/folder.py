@@ -35,10 +35,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file that cannot be used, and why."""
+    """A file that cannot be used, and why; its split where that is known."""
 
     path: Path
     reason: str
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ class FolderScan:
 def scan(folder: str | Path, split: str | None = None, pictures: bool = False) -> FolderScan:
     """List the videos of a folder and its subfolders; hidden files are left out. Nothing is decoded.
 
-    split: keep the entries of this split only; None keeps all. pictures: list single pictures too.
+    split: keep what is of this split only, files set aside included; None keeps all. pictures: list single
+    pictures too.
     Raises DataError when the folder is missing or holds no video, when a line of the metadata is malformed
-    (with file and line), or when no entry has the split asked for.
+    (with file and line), or when nothing is of the split asked for.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -117,23 +119,24 @@ def _is_video(path: Path, folder: Path, suffixes: tuple[str, ...]) -> bool:
 
 def _only(found: FolderScan, split: str, folder: Path) -> FolderScan:
     entries = tuple(entry for entry in found.entries if entry.split == split)
-    if not entries:
+    skipped = tuple(item for item in found.skipped if item.split == split)
+    if not entries and not skipped:
         known = ", ".join(found.splits) or "none: neither metadata nor subfolders name one"
         raise DataError(f"split {split!r} is not in {folder}; known splits: {known}")
-    return FolderScan(entries, found.skipped, found.unlisted)
+    return FolderScan(entries, skipped, found.unlisted)
 
 
 def _from_neighbours(folder: Path, videos: list[Path]) -> FolderScan:
     entries, skipped = [], []
     for path in videos:
-        beside = path.with_suffix(".txt")
+        beside, top = path.with_suffix(".txt"), path.relative_to(folder).parts[0]
+        split = top if top in SPLIT_FOLDERS else None
         try:
             caption = beside.read_text(encoding="utf-8-sig").strip() if beside.is_file() else ""
         except UnicodeDecodeError:
-            skipped.append(BadFile(path, f"its caption {beside.name} is not UTF-8 text"))
+            skipped.append(BadFile(path, f"its caption {beside.name} is not UTF-8 text", split))
             continue
-        top = path.relative_to(folder).parts[0]
-        entries.append(Entry(path, caption or None, top if top in SPLIT_FOLDERS else None))
+        entries.append(Entry(path, caption or None, split))
     return FolderScan(tuple(entries), tuple(skipped))
 
 
@@ -151,7 +154,7 @@ def _from_metadata(folder: Path, metadata: Path, videos: list[Path]) -> FolderSc
         path = folder / name
         listed.add(path)
         if not path.is_file():
-            skipped.append(BadFile(path, f"listed in {metadata.name}, line {line}, but no such file"))
+            skipped.append(BadFile(path, f"listed in {metadata.name}, line {line}, but no such file", split))
             continue
         extra = {key: value for key, value in row.items() if key not in ("file_name", "caption", "text", "split")}
         entries.append(Entry(path, caption, split, extra))
