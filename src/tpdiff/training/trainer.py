@@ -260,8 +260,9 @@ class Trainer:
         start_trackers(self.accelerator, self.config, self.step, resume)
 
     def _prompts(self, captions: list[str], generators: list[torch.Generator]) -> list[str | None]:
-        """Captions, of which some are dropped to None."""
-        share, drawn = self.config.condition.dropout, [float(torch.rand((), generator=g)) for g in generators]
+        """Captions, of which some are dropped to None; all of them, after the same draws, without a condition."""
+        condition, drawn = self.config.condition, [float(torch.rand((), generator=g)) for g in generators]
+        share = 1.0 if condition.kind == "none" else condition.dropout
         return [None if d < share else c for c, d in zip(captions, drawn, strict=True)]
 
     def _sync(self, now: bool) -> Any:
