@@ -107,8 +107,8 @@ def test_frame_rate_is_respected(tools, mixed):
 def test_the_disk_cache_is_used_and_checked(mixed, tmp_path_factory, monkeypatch):
     stored = tmp_path_factory.mktemp("cache")
     first = make(mixed, cache="disk", cache_dir=stored)
-    files = sorted(stored.iterdir())
-    assert len(files) == 3 and all(path.suffix == ".npy" for path in files)
+    files = sorted(stored.glob("*.npy"))
+    assert len(files) == 3 and len(list(stored.iterdir())) == 6
     expected = [first[index] for index in range(6)]
     decoded = []
     read = clips_module.read_video
@@ -128,10 +128,24 @@ def test_the_disk_cache_is_used_and_checked(mixed, tmp_path_factory, monkeypatch
     assert not list(stored.glob("*.part"))
 
     make(mixed, cache="disk", cache_dir=stored, height=24)  # another geometry
-    assert len(decoded) == 6 and len(list(stored.iterdir())) == 6
+    assert len(decoded) == 6 and len(list(stored.glob("*.npy"))) == 6
     shutil.copy(mixed / "v40.mp4", mixed / "v30.mp4")  # another video under the same name
     make(mixed, cache="disk", cache_dir=stored)
     assert len(decoded) == 7
+
+
+def test_the_disk_cache_keeps_what_decoding_found(mixed, broken, tmp_path_factory, monkeypatch):
+    shutil.copy(broken["front_cut"], mixed / "cut.mp4")
+    options = {"frames": 5, "cache": "disk", "cache_dir": tmp_path_factory.mktemp("cache"), "require_captions": False}
+    plain = make(mixed, **options | {"cache": "none"})
+    wanted = [video.info for video in plain.videos]
+    assert {info.fps for info in wanted} == {16} and "claims 40 frames" in plain.damaged[0].reason
+    assert [video.info for video in make(mixed, **options).videos] == wanted
+    next(options["cache_dir"].glob("*.json")).write_text("{")  # a write that was cut off
+    assert [video.info for video in make(mixed, **options).videos] == wanted
+    monkeypatch.setattr(clips_module, "probe", None)  # nothing is decoded again
+    again = make(mixed, **options)
+    assert [video.info for video in again.videos] == wanted and again.damaged == plain.damaged
 
 
 def test_bad_files_are_set_aside_with_reasons(mixed, broken, tools):

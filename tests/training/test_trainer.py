@@ -370,6 +370,16 @@ def test_no_condition_needs_no_captions(tiny, tmp_path, clips):
     assert calls[0].keys() == {"x", "t", "strides", "return_dict"}
 
 
+def test_without_a_condition_no_caption_is_told(tiny, tmp_path):
+    """Whoever is trained: a pretrained pipeline would encode it."""
+    trainer = Trainer(tiny("condition.kind=none", "train.steps=1"), tmp_path / "run")
+    told, denoiser = [], trainer.trainee.denoiser
+    trainer.trainee.denoiser = lambda network, one: told.append(one) or denoiser(network, one)
+    trainer.run()
+    assert trainer.dataset[0]["caption"]
+    assert [one.prompts for one in told] == [[None] * 6]
+
+
 def test_a_missing_encoder_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"no text encoder in .*nowhere"):
         Trainer(tiny("condition.kind=text", f"condition.encoder={tmp_path / 'nowhere'}"), tmp_path / "run")
@@ -570,8 +580,8 @@ def test_the_resolved_configuration_lies_in_the_run(tiny, tmp_path):
     assert load_config(tmp_path / "run" / "config.yaml") == config
 
 
-@pytest.mark.parametrize(("asked", "rate"), [("", 5.0), ("10", 10.0)])
-def test_videos_play_at_the_rate_of_the_clips(tiny, tmp_path, clips, asked, rate):
+@pytest.mark.parametrize(("asked", "rate", "cache"), [("", 5.0, "auto"), ("", 5.0, "disk"), ("10", 10.0, "auto")])
+def test_videos_play_at_the_rate_of_the_clips(tiny, tmp_path, clips, asked, rate, cache):
     """Without data.fps a clip is made of each file's own frames, and so is what the model makes."""
     from tpdiff.data import read_video, write_video
 
@@ -579,7 +589,8 @@ def test_videos_play_at_the_rate_of_the_clips(tiny, tmp_path, clips, asked, rate
     for path in sorted(clips.glob("train/*.mp4"))[:6]:
         write_video(folder / path.name, read_video(path), 5)
         (folder / f"{path.stem}.txt").write_text("a digit moves")
-    config = tiny(f"data.path={folder}", "data.split=", f"data.fps={asked}")
+    kept = (f"data.cache={cache}", f"data.cache_dir={tmp_path / 'kept'}")
+    config = tiny(f"data.path={folder}", "data.split=", f"data.fps={asked}", *kept)
     assert Trainer(config, tmp_path / "run").pipeline().config.fps == pytest.approx(rate)
 
 

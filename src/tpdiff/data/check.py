@@ -73,7 +73,7 @@ def check_folder(
     geometry.check()
     found = scan(folder)
     videos, bad = verify(found, geometry, progress=progress)
-    durations = [video.info.duration for video in videos if video.info]
+    durations = [video.info.duration for video in videos]
     entries = found.entries
     return FolderReport(
         folder=Path(folder),
@@ -95,4 +95,4 @@ def check_folder(
 
 
 def _counted(videos: tuple[Video, ...], name: Callable[[Any], str]) -> dict[str, int]:
-    return dict(Counter(name(video.info) for video in videos if video.info).most_common())
+    return dict(Counter(name(video.info) for video in videos).most_common())

@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 from .errors import DataError, VideoError
 from .folder import BadFile, Entry, FolderScan, check_share, require_captions, scan
 from .frames import check_mode, check_rate, check_size, to_float, to_uint8
-from .store import cache_path, fill_memory, load_frames, store_frames
+from .store import cache_path, fill_memory, load_frames, load_info, store_frames, store_info
 from .stream import StreamSampler, draw_start, epoch_order, legal_starts, stream_indices
-from .video import VideoInfo, grid_length, inspect, read_clip, read_video
+from .video import VideoInfo, grid_length, inspect, probe, read_clip, read_video
 
 __all__ = [
     "ClipDataset",
@@ -64,19 +64,19 @@ class Geometry(NamedTuple):
 class Video:
     """One usable video: its entry and its length in frames of the clips' rate.
 
-    `info` is what decoding found (None when frames from a store were used). `times` (s) are those of its own
-    frames; they are kept where the clips have the file's own rate.
+    `info` is what decoding found. `times` (s) are those of its own frames; they are kept where the clips have the
+    file's own rate and are decoded when asked for.
     """
 
     entry: Entry
     length: int
-    info: VideoInfo | None = None
+    info: VideoInfo
     times: tuple[float, ...] = ()
 
     @property
     def damage(self) -> str | None:
         """What is wrong after the last good frame, if anything."""
-        return self.info.damage if self.info else None
+        return self.info.damage
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -208,8 +208,9 @@ def verify(
 ) -> tuple[tuple[Video, ...], tuple[BadFile, ...]]:
     """Decode every video of a scan; return those that give a clip of this geometry, and all the others.
 
-    stores: where the decoded frames of each file are kept; what is missing there is written, and a file whose
-    frames are there is not decoded again. progress: called with (videos checked, videos in all).
+    stores: where the decoded frames of each file are kept, with what decoding found; what is missing there is
+    written, and a file of which both are there is not decoded again. progress: called with (videos checked, videos
+    in all).
     """
     videos, bad = [], list(found.skipped)
 
@@ -253,13 +254,16 @@ def _measured(entry: Entry, geometry: Geometry) -> Video:
 
 def _kept(entry: Entry, geometry: Geometry, store: Path) -> Video:
     size = geometry.height, geometry.width
-    frames = load_frames(store, size)
+    info, frames = load_info(store, entry.path), load_frames(store, size)
+    if info is None:
+        info = probe(entry.path, decode=True)
+        store_info(store, info)
     if frames is None:
         store_frames(store, lambda: read_video(entry.path, fps=geometry.fps, size=size, resize=geometry.resize))
         frames = load_frames(store, size)
         if frames is None:
             raise DataError(f"{store} does not read back what was just written; is the disk sound?")
-    return Video(entry, len(frames))
+    return Video(entry, len(frames), info)
 
 
 def _store_paths(found: FolderScan, folder: Path, geometry: Geometry) -> dict[Path, Path]:

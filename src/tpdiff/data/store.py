@@ -1,21 +1,27 @@
 """Decoded videos kept for the next epoch: in one block of memory, or in files mapped into memory.
 
-Frames are uint8 (T, H, W, 3) at the size and frame rate wanted.
+Frames are uint8 (T, H, W, 3) at the size and frame rate wanted. Beside those in a file lies what decoding found.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tpdiff.files import write_whole
+
+from .video import VideoInfo
 
 CHECKSUM_BYTES = 4
 
@@ -53,6 +59,20 @@ def store_frames(path: Path, decode: Callable[[], Tensor]) -> None:
     disk.
     """
     store_array(path, decode().numpy())
+
+
+def load_info(path: Path, video: Path) -> VideoInfo | None:
+    """What `store_info` kept of a video beside its frames in `path`; None when that is absent or not whole."""
+    try:
+        return VideoInfo(video, **json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def store_info(path: Path, info: VideoInfo) -> None:
+    """Keep what decoding found beside the frames in `path`."""
+    facts = {key: value for key, value in asdict(info).items() if key != "path"}
+    write_whole(path.with_suffix(".json"), json.dumps(facts))
 
 
 def load_array(path: Path) -> np.ndarray | None:

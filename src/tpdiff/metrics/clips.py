@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,7 +140,7 @@ def exact_sources(folder: str | Path, geometry: Geometry) -> tuple[Source, ...]:
 
 
 def _difference(video: Video, geometry: Geometry) -> str | None:
-    info: Any = video.info
+    info = video.info
     even = geometry.height + geometry.height % 2, geometry.width + geometry.width % 2  # as files store odd sides
     if (info.height, info.width) not in ((geometry.height, geometry.width), even):
         return f"is {info.height}x{info.width}, clips of {geometry.height}x{geometry.width} are compared"

@@ -82,8 +82,7 @@ def frame_rate(dataset: ClipDataset | ShardDataset) -> float:
     """Frames a second of the clips where each file keeps its own rate: the median over the files."""
     if isinstance(dataset, ShardDataset):
         return dataset.fps
-    rates = [video.info.fps for video in dataset.videos if video.info is not None]
-    return float(median(rates)) if rates else 8.0
+    return float(median(video.info.fps for video in dataset.videos))
 
 
 def check_folder(out: Path, config: Section, resume: bool) -> Path | None:
