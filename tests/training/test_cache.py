@@ -4,8 +4,13 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -445,6 +450,79 @@ def test_shards_lie_wherever_fsspec_reads(made, scheme):
     for i in range(25):
         one, other = here[i], there[i]
         assert torch.equal(one.pop("stage0"), other.pop("stage0")) and one == other
+
+
+@pytest.fixture
+def unsized(made, monkeypatch):
+    """A cache on a file system whose listings tell no sizes."""
+    files = fsspec.filesystem("memory")
+    for name, content in contents(made()).items():
+        files.pipe_file(f"/unsized/{name}", content)
+    listing = type(files).ls
+    monkeypatch.setattr(
+        type(files), "ls", lambda *args, **options: [e | {"size": None} for e in listing(*args, **options)]
+    )
+    yield files
+    files.rm("/unsized", recursive=True)
+
+
+def test_files_are_asked_for_their_lengths_where_listings_do_not_tell(unsized):
+    assert len(ShardDataset("memory://unsized")) == 20
+    shard = sorted(unsized.glob("/unsized/*.tar"))[0]
+    unsized.pipe_file(shard, unsized.cat_file(shard)[:-1])
+    with pytest.raises(DataError, match=r"is damaged: \d+ bytes of \d+"):
+        ShardDataset("memory://unsized")
+    unsized.rm_file(shard)
+    with pytest.raises(DataError, match=r"\.tar is missing"):
+        ShardDataset("memory://unsized")
+
+
+class Web(SimpleHTTPRequestHandler):
+    """Files over HTTP; a part of one where asked for it, if `ranges`."""
+
+    ranges = True
+
+    def do_GET(self):
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if not (wanted and self.ranges):
+            return super().do_GET()
+        first, last = map(int, wanted.groups())
+        part = Path(self.translate_path(self.path)).read_bytes()[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def list_directory(self, path):
+        self.send_error(403)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def web(made):
+    """The URL of a cache behind a web server that lists no folders."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Web, directory=made())) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_shards_lie_behind_a_web_server(made, web, monkeypatch):
+    pytest.importorskip("aiohttp")
+    here, there = ShardDataset(str(made()), seed=4), ShardDataset(web, seed=4)
+    assert seen(open_batches(there, 5, 1), 6) == seen(open_batches(here, 5, 0), 6)
+    with pytest.raises(DataError, match=r"holds no cache\.json"):
+        ShardDataset(f"{web}/elsewhere")
+    monkeypatch.setattr(Web, "ranges", False)
+    with pytest.raises(DataError, match=r"sends all of shard-\d+\.tar where a part is asked for"):
+        there[0]
+
+
+def test_a_url_without_its_package_says_what_to_install():
+    with pytest.raises(DataError, match=r"oci://bucket/clips cannot be opened: Install ocifs"):
+        ShardDataset("oci://bucket/clips")
 
 
 def test_the_command_says_what_it_did_and_refuses_with_two(encoding, tmp_path, capsys):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from .shard_files import EMPTY_PROMPT, FACTS, LATENTS, LISTING, TEXT, digest_of,
 from .shard_order import bucket_of, place_of
 
 AGAIN = "run tpdiff cache again"
+ASKED_AT_ONCE = 16  # lengths of files
 
 
 class ShardDataset(Dataset[dict[str, Any]]):
@@ -45,14 +47,15 @@ class ShardDataset(Dataset[dict[str, Any]]):
         empty_prompt: the empty text, encoded; None without encoded captions.
 
     Args:
-        url: a folder, or a URL such as s3://bucket/clips.
+        url: a folder, or a URL such as s3://bucket/clips or https://host/clips.
         seed: of the order.
         window: clips of the shuffle buffer.
         batch: clips of a batch, of all processes together.
 
     Raises:
-        DataError: no cache there, an unfinished one, or shards that are missing or of another length. Reading a
-            damaged sample raises one too, with the name of the shard.
+        DataError: no cache there, an unfinished one, or shards that are missing or of another length; a URL whose
+            package is not installed. Reading a damaged sample raises one too, with the name of the shard, and so does a
+            server that cannot send a part of a file.
     """
 
     def __init__(self, url: str, *, seed: int = 0, window: int = 4096, batch: int = 1):
@@ -123,14 +126,11 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return _receipt(self.url, shard["name"], shard["receipt"])
 
     def _check_lengths(self) -> None:
-        files, root = url_to_fs(self.url)
-        found = {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in files.ls(root, detail=True)}
-        for shard in self._shards:
-            for name, size in ((shard["name"], shard["bytes"]), (receipt_name(shard["name"]), None)):
-                if name not in found:
-                    raise DataError(f"{self.url}: {name} is missing; {AGAIN}")
-                if size is not None and found[name] != size:
-                    raise DataError(f"{self.url}: {name} is damaged: {found[name]} bytes of {size}; {AGAIN}")
+        wanted = {shard["name"]: shard["bytes"] for shard in self._shards}
+        found = _lengths(self.url, [*wanted, *map(receipt_name, wanted)])
+        for name, size in wanted.items():
+            if found[name] not in (size, None):
+                raise DataError(f"{self.url}: {name} is damaged: {found[name]} bytes of {size}; {AGAIN}")
 
 
 def read_listing(url: str) -> dict[str, Any] | None:
@@ -160,6 +160,41 @@ def _receipt(url: str, shard: str, digest: str) -> dict[str, Any]:
     return json.loads(content)
 
 
+def _lengths(url: str, names: Sequence[str]) -> dict[str, int | None]:
+    """Bytes of the files of these names, None where nobody tells: by the folder's listing, or one by one where that has
+    none, as a web server's.
+
+    Raises:
+        DataError: one is missing.
+    """
+    files, root = _opened(url)
+    entries = [] if "http" in files.protocol else files.ls(root, detail=True)
+    listed = {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries}
+
+    def length(name: str) -> int | None:
+        try:
+            return listed.get(name) or files.info(f"{root.rstrip('/')}/{name}")["size"]
+        except FileNotFoundError:
+            raise DataError(f"{url}: {name} is missing; {AGAIN}") from None
+
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(length, names), strict=True))
+
+
 def _read(url: str, name: str, start: int | None = None, end: int | None = None) -> bytes:
-    files, root = url_to_fs(url)  # kept by fsspec, one a process, so that it may be forked
-    return files.cat_file(f"{root.rstrip('/')}/{name}", start=start, end=end)
+    files, root = _opened(url)
+    content = files.cat_file(f"{root.rstrip('/')}/{name}", start=start, end=end)
+    if start is not None and end is not None and len(content) > end - start:
+        raise DataError(
+            f"{url}: the server sends all of {name} where a part is asked for; serve it with one that answers ranged "
+            "requests, or copy it into a folder"
+        )
+    return content
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    """The file system of a URL, kept by fsspec, one a process, so that it may be forked; and the path in it."""
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        raise DataError(f"{url} cannot be opened: {error}") from error
