@@ -40,6 +40,26 @@ def test_a_batch_holds_as_many_clips_as_fit(tiny, budget, processes, sizes):
         assert (count + 1) * tokens * processes > budget
 
 
+@pytest.mark.parametrize(
+    ("budget", "processes", "alone", "here"),
+    [
+        (64, 2, "2-4-8", "2-4-8"),
+        (100, 2, "3-6-12", "2-6-12"),
+        (1, 3, "1-1-1", "3-3-3"),
+        (900, 4, "28-56-112", "28-56-112"),
+    ],
+)
+def test_on_several_processes_clips_are_those_of_one_rounded_down(tiny, recwarn, budget, processes, alone, here):
+    config = tiny(f"train.token_budget={budget}")
+    assert "-".join(map(str, mix_of(config).clips)) == alone and not recwarn
+    assert "-".join(str(n * processes) for n in mix_of(config, processes).clips) == here
+    said = [str(warning.message) for warning in recwarn]
+    assert len(said) == (alone != here)
+    if said:
+        assert f"{budget} holds {alone} clips" in said[0] and f"{here} in {processes}" in said[0]
+    assert open_mix(config, build_pyramid(config), LATENT, PATCH, processes, rank=1).clips and len(recwarn) == len(said)
+
+
 @pytest.mark.parametrize("weights", ["", "[3,1,2]", "[0,1,1]"])
 def test_the_weights_are_the_shares_of_the_samples(tiny, weights):
     mix = mix_of(tiny("train.token_budget=64", f"train.stage_weights={weights}", "train.accumulation=2"))

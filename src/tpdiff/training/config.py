@@ -129,8 +129,8 @@ class TrainConfig(Section):
     `ema_device` "cpu" keeps the averaged weights out of the accelerator's memory.
 
     `token_budget` takes the place of `batch_size`, which then means nothing: a micro-batch of a stage holds as many
-    clips as have so many tokens together, on all processes, at least one on each. So coarse stages hold more of them in
-    as much memory; `stage_weights` stay the shares of the clips, equal if not given.
+    clips as have so many tokens together, on all processes, as many on each and at least one. Coarse stages hold more
+    of them in as much memory; `stage_weights` stay the shares of the clips, equal if not given.
 
     `compile` compiles the network, one graph a stage. `optimizer` "adamw8bit" keeps moments in 8 bits (torchao).
     `timestep_policy` tells the network a noise level's own time, or arc length over the overlapping stages (MATH 7).

@@ -1,7 +1,8 @@
 """Several processes that train as one: how they find each other, what each one's share is, what they agree on.
 
 All of it goes through accelerate: DDP, or FSDP2 where its launcher was told so. Which samples there are and what they
-meet does not depend on the number of processes, so a recipe means the same on one as on many.
+meet does not depend on the number of processes, so a recipe means the same on one as on many; but for a token budget
+whose clips they cannot share out evenly.
 """
 
 import os

@@ -6,6 +6,7 @@ stay the shares of the samples, and the gradient to be expected is that of batch
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -74,8 +75,16 @@ class StageMix:
         return self.clips[stage] * sum(self.weights) / (min(self.clips) * sum(self.wanted))
 
 
-def open_mix(config: Config, pyramid: Pyramid, latent: Sequence[int], patch: Sequence[int], processes: int) -> StageMix:
-    """The mix that a configuration asks for.
+def open_mix(
+    config: Config,
+    pyramid: Pyramid,
+    latent: Sequence[int],
+    patch: Sequence[int],
+    processes: int,
+    rank: int = 0,
+) -> StageMix:
+    """The mix that a configuration asks for. Warns, on the first process, of a token budget whose clips cannot be shared
+    out evenly, so that the run differs from that of one process.
 
     Args:
         config: the run.
@@ -83,6 +92,7 @@ def open_mix(config: Config, pyramid: Pyramid, latent: Sequence[int], patch: Seq
         latent: (C, t, h, w) of a clip's latents at full size.
         patch: (t, h, w) of a token.
         processes: among which batches, or a token budget, are divided.
+        rank: this process.
 
     Raises:
         ValueError: a batch that does not divide.
@@ -93,5 +103,23 @@ def open_mix(config: Config, pyramid: Pyramid, latent: Sequence[int], patch: Seq
     if train.token_budget is None:
         clips = (share_of(train.batch_size, processes),) * len(tokens)
     else:
-        clips = tuple(max(1, train.token_budget // processes // n) for n in tokens)
+        clips = _evenly(train.token_budget, tokens, processes)
+        here, alone = tuple(n * processes for n in clips), _evenly(train.token_budget, tokens, 1)
+        if here != alone and rank == 0:
+            warnings.warn(
+                f"train.token_budget {train.token_budget} holds {_listed(alone)} clips of the stages, finest first, in "
+                f"one process and {_listed(here)} in {processes}, as many in each: this run is not that of one process",
+                stacklevel=2,
+            )
     return StageMix(config.seed, train, pyramid, tokens, clips)
+
+
+def _evenly(budget: int, tokens: Sequence[int], processes: int) -> tuple[int, ...]:
+    """Clips of each stage on every process: of those that fit into the budget, as many on one as on another, and at least
+    one.
+    """
+    return tuple(max(1, budget // n // processes) for n in tokens)
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return "-".join(map(str, counts))

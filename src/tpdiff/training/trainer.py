@@ -82,7 +82,8 @@ class Trainer:
         self.dataset = open_source(config) if dataset is None else dataset
         self.latents = Latents(config, self.pyramid, self.device, self.dataset, self.trainee.autoencoder)
         sizes = (self.latents.shape, self.trainee.patch_size)
-        self.mix = open_mix(config, self.pyramid, *sizes, self.accelerator.num_processes)
+        ranks = (self.accelerator.num_processes, self.accelerator.process_index)
+        self.mix = open_mix(config, self.pyramid, *sizes, *ranks)
         self.trainee.open(self.dataset, self.latents)
         self.network: Any = self.trainee.network
         sharded, kept = self.accelerator.is_fsdp2, "cpu" if train.ema_device == "cpu" else None
