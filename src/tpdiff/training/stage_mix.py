@@ -83,8 +83,8 @@ def open_mix(
     processes: int,
     rank: int = 0,
 ) -> StageMix:
-    """The mix that a configuration asks for. Warns, on the first process, of a token budget whose clips cannot be shared
-    out evenly, so that the run differs from that of one process.
+    """The mix that a configuration asks for. Warns, on the first process, of a token budget whose clips cannot be
+    shared out evenly, so that the run differs from that of one process.
 
     Args:
         config: the run.
@@ -115,8 +115,8 @@ def open_mix(
 
 
 def _evenly(budget: int, tokens: Sequence[int], processes: int) -> tuple[int, ...]:
-    """Clips of each stage on every process: of those that fit into the budget, as many on one as on another, and at least
-    one.
+    """Clips of each stage on every process: of those that fit into the budget, as many on one as on another, and at
+    least one.
     """
     return tuple(max(1, budget // n // processes) for n in tokens)
 

@@ -267,7 +267,9 @@ class Trainer:
         return [None if d < share else c for c, d in zip(captions, drawn, strict=True)]
 
     def _sync(self, now: bool) -> Any:
-        """Gradients are exchanged with the last backward pass of a step only."""
+        """Under DDP gradients are exchanged with the last backward pass of a step only. FSDP2 shares out those of each,
+        as the passes lie outside: whole until the last, they would take as much memory as an unsharded network.
+        """
         return torch.enable_grad() if now else self.accelerator.no_sync(self.wrapped)
 
     def _check_finite(self, values: list[tuple[int, float, float]]) -> None:
