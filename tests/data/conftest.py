@@ -29,12 +29,18 @@ def read_numbers(frames):
     return (bits << torch.arange(BITS - 1, -1, -1)).sum(dim=1).tolist()
 
 
-def encode(path, frames, times=None, fps=16, front=False, key_every=8, pix_fmt="yuv420p"):
-    """Encode without the code under test; times are presentation times in milliseconds."""
+def encode(path, frames, times=None, fps=16, front=False, key_every=8, pix_fmt="yuv420p", pixel=None, turn=0):
+    """Encode without the code under test; times are presentation times in milliseconds, pixel is the width of a pixel
+    over its height, turn the angle in degrees, against the clock, by which players turn the picture.
+    """
     options = {"movflags": "+faststart"} if front else {}
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "10", "g": str(key_every)})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
+        if pixel is not None:
+            stream.codec_context.sample_aspect_ratio = pixel
+        if turn:
+            stream.set_display_rotation(turn)
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index, picture in enumerate(frames.numpy()):

@@ -1,5 +1,7 @@
 """Reading: exact frames at exact times, and files that lie or are broken."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -135,6 +137,21 @@ def test_crop_keeps_proportions_and_stretch_does_not(tools, tmp_path):
     stretch = read_clip(path, frames=2, size=(24, 24), resize="stretch").float()
     assert crop.mean() == pytest.approx(200, abs=4)
     assert stretch.mean() == pytest.approx(100, abs=4) and stretch[:, :, :4].mean() < 8
+
+
+@pytest.mark.parametrize(("pixel", "turn"), [(None, 0), (2, 0), (Fraction(1, 2), 0), (None, 90), (2, 90)])
+def test_pictures_are_as_displayed(tools, tmp_path, pixel, turn):
+    """A white square of 32 x 32 amid black, in files that hold it squeezed, lying, or both."""
+    frames = torch.zeros(2, 64, int(96 / (pixel or 1)), 3, dtype=torch.uint8)
+    frames[:, 16:48, frames.shape[2] // 3 : frames.shape[2] * 2 // 3] = 200
+    path = tools.encode(tmp_path / "squeezed.mp4", frames, pixel=pixel, turn=turn, pix_fmt="yuv444p")
+    height, width = shown = (64, 96) if turn == 0 else (96, 64)
+    assert all((info.height, info.width) == shown for info in (probe(path), probe(path, decode=True)))
+    whole, cut = read_clip(path, frames=2).float(), read_clip(path, frames=2, size=(48, 48)).float()
+    assert whole.shape == (2, height, width, 3) and cut.shape == (2, 48, 48, 3)
+    assert whole.mean() == pytest.approx(200 / 6, abs=2) and cut.mean() == pytest.approx(200 / 4, abs=2)
+    square = whole[:, height // 2 - 13 : height // 2 + 13, width // 2 - 13 : width // 2 + 13]
+    assert square.mean() == pytest.approx(200, abs=3) and cut[:, 15:33, 15:33].mean() == pytest.approx(200, abs=3)
 
 
 @pytest.mark.parametrize(

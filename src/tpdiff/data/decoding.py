@@ -101,14 +101,19 @@ def rate_of(stream: av.VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def displayed_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """(height, width) after the turn that the file asks for."""
-    sides = frame.height, frame.width
+def pixel_of(stream: av.VideoStream) -> float:
+    """Width of a pixel over its height, as the header says; 1, a square, where it says nothing."""
+    return float(stream.sample_aspect_ratio or 1)
+
+
+def displayed_size(frame: av.VideoFrame, pixel: float) -> tuple[int, int]:
+    """(height, width) in square pixels, after the turn that the file asks for; pixel: see `pixel_of`."""
+    sides = frame.height, max(1, round(frame.width * pixel))
     return sides if frame.rotation % 180 == 0 else sides[::-1]
 
 
 def picture_of(frame: av.VideoFrame) -> Tensor:
-    """uint8 (1, H, W, 3), upright."""
+    """uint8 (1, H, W, 3), upright, with the pixels of the file."""
     lying = frame.reformat(format="rgb24", interpolation=CONVERSION).to_ndarray()
     pixels = np.rot90(lying, round(frame.rotation / 90) % 4)
     return torch.from_numpy(np.ascontiguousarray(pixels))[None]

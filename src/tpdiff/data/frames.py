@@ -15,24 +15,29 @@ from torch.nn import functional
 RESIZE_MODES = ("crop", "stretch")
 
 
-def resize_frames(frames: Tensor, size: tuple[int, int], mode: str = "crop") -> Tensor:
+def resize_frames(
+    frames: Tensor, size: tuple[int, int], mode: str = "crop", shown: tuple[int, int] | None = None
+) -> Tensor:
     """Bring frames to `size`.
 
-    frames: uint8 (T, H, W, 3). size: (height, width) in pixels.
+    frames: uint8 (T, H, W, 3). size: (height, width) in pixels. shown: (height, width) at which the frames have
+    their true proportions, where their pixels are not square; None: their own.
     mode "crop" keeps the proportions: the largest centred window with the proportions of `size` is cut out
     and scaled. mode "stretch" scales the whole picture.
-    Returns uint8 (T, height, width, 3); the input itself when it has that size already.
+    Returns uint8 (T, height, width, 3); the input itself when it has that size, and those proportions, already.
     Raises ValueError for an unknown mode or a size below one pixel.
     """
     check_size(size)
     check_mode(mode)
     target_h, target_w = size
     height, width = frames.shape[1:3]
-    if (height, width) == (target_h, target_w):
+    shown_h, shown_w = shown or (height, width)
+    pixel = (shown_w * height) / (shown_h * width)  # its width over its height
+    if (height, width) == (target_h, target_w) and (pixel == 1 or mode == "stretch"):
         return frames
     if mode == "crop":
-        cut_h = max(1, min(height, round(width * target_h / target_w)))
-        cut_w = max(1, min(width, round(height * target_w / target_h)))
+        cut_h = max(1, min(height, round(width * pixel * target_h / target_w)))
+        cut_w = max(1, min(width, round(height / pixel * target_w / target_h)))
         top, left = (height - cut_h) // 2, (width - cut_w) // 2
         frames = frames[:, top : top + cut_h, left : left + cut_w]
     planes = frames.permute(0, 3, 1, 2)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import av
 import torch
+from av.container import InputContainer
 from torch import Tensor
 
-from .decoding import TIE, decoded, displayed_size, frames_from, opened, picture_of, rate_of
+from .decoding import TIE, decoded, displayed_size, frames_from, opened, picture_of, pixel_of, rate_of
 from .errors import VideoError
 from .frames import check_mode, check_rate, check_size, resize_frames
 from .writing import write_video
@@ -37,7 +38,7 @@ class VideoInfo:
     """What a video file holds.
 
     `frames` is the header's claim (0 when it makes none), or the count of frames that decode when `decoded`.
-    `fps` is the average rate, `width` and `height` are in pixels as displayed, `duration` is in seconds.
+    `fps` is the average rate, `width` and `height` are in square pixels as displayed, `duration` is in seconds.
     `claimed` is always the header's claim; `damage` says what went wrong after the last good frame, if
     anything.
     """
@@ -67,10 +68,21 @@ def probe(path: str | Path, decode: bool = False) -> VideoInfo:
         duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
         duration = duration or (container.duration or 0) / av.time_base
         claimed = stream.frames
-        width, height = stream.codec_context.width, stream.codec_context.height
+        height, width = _first_size(container)
     if min(width, height) < 1:
         raise VideoError(path, "its header gives the picture no size")
     return VideoInfo(Path(path), claimed, fps, width, height, duration, claimed)
+
+
+def _first_size(container: InputContainer) -> tuple[int, int]:
+    """(height, width) of the first frame, which knows its turn; the header's where it does not decode."""
+    stream = container.streams.video[0]
+    pixel, header = pixel_of(stream), stream.codec_context
+    try:
+        first = next(decoded(container), None)
+    except av.FFmpegError:
+        first = None
+    return (header.height, round(header.width * pixel)) if first is None else displayed_size(first[1], pixel)
 
 
 def inspect(path: str | Path) -> tuple[VideoInfo, list[float]]:
@@ -83,11 +95,11 @@ def inspect(path: str | Path) -> tuple[VideoInfo, list[float]]:
     size = (0, 0)
     with opened(path) as container:
         stream = container.streams.video[0]
-        fps, claimed = rate_of(stream), stream.frames
+        fps, claimed, pixel = rate_of(stream), stream.frames, pixel_of(stream)
         try:
             for time, frame in decoded(container):
                 if not times:
-                    size = displayed_size(frame)
+                    size = displayed_size(frame, pixel)
                 times.append(time)
         except av.FFmpegError as error:
             damage = f"decoding stops with {error.strerror!r}"
@@ -121,7 +133,7 @@ def read_clip(
     """Read one clip: the frames nearest in presentation time to start + i / fps, for i = 0 ... frames - 1.
 
     start: seconds after the first frame. fps: frames a second of the clip; None takes the file's own frames
-    one after another, whatever their spacing. size: (height, width) in pixels, None keeps the file's. resize:
+    one after another, whatever their spacing. size: (height, width) in pixels, None: as displayed. resize:
     "crop" (cover and cut the centre) or "stretch". A frame stands for half a frame time on both sides, so a
     clip may ask for more frames a second than the file has.
     Returns uint8 (T, H, W, 3), RGB, T = frames.
@@ -168,10 +180,12 @@ def _read(
     check_mode(mode)
     picked: list[Tensor] = []
     with opened(path) as container:
-        half = 0.5 / rate_of(container.streams.video[0])
+        stream = container.streams.video[0]
+        half, pixel = 0.5 / rate_of(stream), pixel_of(stream)
         for frame, times in _chosen(frames_from(container, start), start, count, fps, half):
-            picture = picture_of(frame)
-            picked += [picture if size is None else resize_frames(picture, size, mode)] * times
+            picture, shown = picture_of(frame), displayed_size(frame, pixel)
+            fitted = resize_frames(picture, size, mode, shown) if size else resize_frames(picture, shown, "stretch")
+            picked += [fitted] * times
     return picked
 
 
