@@ -267,8 +267,8 @@ class Trainer:
         return [None if d < share else c for c, d in zip(captions, drawn, strict=True)]
 
     def _sync(self, now: bool) -> Any:
-        """Under DDP, where the forward pass decides, gradients are exchanged with a step's last backward pass only. FSDP2
-        reduces those of every pass: whole until the last, they would take the memory of an unsharded network.
+        """Under DDP, where the forward pass decides, gradients are exchanged with a step's last backward pass only.
+        FSDP2 reduces those of every pass: whole until the last, they would take the memory of an unsharded network.
         """
         return torch.enable_grad() if now else self.accelerator.no_sync(self.wrapped)
 
