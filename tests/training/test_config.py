@@ -1,5 +1,7 @@
 """Configurations: what is refused and how it is said, overrides, and the way to YAML and back."""
 
+import copy
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,8 @@ LEAST = {"data": {"path": "somewhere"}, "train": {"steps": 3}}
         ("train.learning_rate_schedule", "train.lr_schedule"),
         ("train.max_grad_nrom", "train.max_grad_norm"),
         ("log.keep", "log.keep_checkpoints"),
+        ("pretrained.pth", "pretrained.path"),
+        ("pretrained.lora.ranks", "pretrained.lora.rank"),
     ],
 )
 @pytest.mark.parametrize("way", ["override", "file"])
@@ -37,9 +41,9 @@ def test_an_unknown_key_names_the_closest_known_one(key, closest, way, tmp_path)
         with pytest.raises(ConfigError) as caught:
             build_config(LEAST, [f"{key}=1"])
     else:
-        values = {name: dict(section) for name, section in LEAST.items()}
-        section, _, name = key.partition(".")
-        values = {**values, section: {**values.get(section, {}), name: 1}} if name else {**values, section: 1}
+        values = copy.deepcopy(LEAST)
+        *sections, name = key.split(".")
+        reduce(lambda inside, section: inside.setdefault(section, {}), sections, values)[name] = 1
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
         with pytest.raises(ConfigError) as caught:
             load_config(tmp_path / "run.yaml")

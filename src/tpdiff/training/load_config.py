@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -139,7 +140,9 @@ def _unknown_keys(model: type[BaseModel], values: Mapping[str, Any], path: tuple
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    """The section that an annotation names, alone or beside None."""
+    named = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return next((kind for kind in named if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _explain(error: Any) -> str:
