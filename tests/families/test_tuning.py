@@ -122,6 +122,18 @@ def test_every_stage_may_have_matrices_of_its_own(tuning, tmp_path):
     torch.testing.assert_close(made[1].frames, made[0].frames, rtol=1e-4, atol=1e-4)
 
 
+def test_matrices_of_every_stage_may_follow_the_original(tuning, tmp_path):
+    """To which nothing of any stage's is lost, however many were drawn."""
+    options = ("train.distillation=1", "train.lr=0.1", "train.warmup_steps=0")
+    trainer = trained(tuning(find_case("wan"), *options, lora={"rank": 2, "per_stage": True}), tmp_path / "run")
+    matrices = {n: p for n, p in trainer.network.named_parameters() if "lora_" in n}
+    assert all(p.requires_grad for p in matrices.values())
+    moved_from_zero = {n.split(".")[-2] for n, p in matrices.items() if "lora_B" in n and p.abs().max() > 0}
+    assert moved_from_zero == {"stage_0", "stage_1", "stage_2"}
+    kept = {n.removeprefix("network.") for n in load_file(trainer.save() / "training_state.safetensors")}
+    assert kept >= matrices.keys()
+
+
 def test_times_by_arc_length_are_told_in_training_and_in_sampling(tuning, tmp_path):
     """The original, which training may follow, is told the times that it knows."""
     case, stages = find_case("wan"), (2, 2, 1, 1, 0, 0)
@@ -302,6 +314,13 @@ def test_a_network_may_follow_what_it_said_before(tuning, tmp_path, pretrained):
             away[weight] = float((trainer.network(**kwargs)[0] - before).square().mean())
     assert first[0] == pytest.approx(first[1000], rel=1e-5)
     assert away[1000] < 0.2 * away[0]
+
+
+def test_the_network_to_follow_is_where_the_other_is(tuning, tmp_path):
+    trainer = Trainer(tuning(find_case("wan"), "train.distillation=1"), tmp_path / "run")
+    trainer.latents.device = torch.device("meta")
+    trainer.trainee.open(trainer.dataset, trainer.latents)
+    assert {p.device.type for p in trainer.trainee._frozen.parameters()} == {"meta"}
 
 
 def test_validation_and_samples_are_of_the_tuned_pipeline(tuning, tmp_path):

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -249,10 +249,30 @@ def low_rank_matrices(network: Any, name: str) -> dict[str, torch.Tensor]:
 
 def activate(network: Any, name: str) -> None:
     """Let one set of low-rank matrices work; which parameters ask for gradients stays as it was."""
+    with _asking_as_before(network):
+        network.set_adapter(name)
+
+
+@contextlib.contextmanager
+def without_matrices(network: Any) -> Iterator[None]:
+    """Have no low-rank matrices work while active; which parameters ask for gradients is then as it was."""
+    with _asking_as_before(network):
+        network.disable_adapters()
+        try:
+            yield
+        finally:
+            network.enable_adapters()
+
+
+@contextlib.contextmanager
+def _asking_as_before(network: nn.Module) -> Iterator[None]:
+    """In the end the same parameters ask for gradients as in the beginning."""
     asked = [p.requires_grad for p in network.parameters()]
-    network.set_adapter(name)
-    for p, before in zip(network.parameters(), asked, strict=True):
-        p.requires_grad_(before)
+    try:
+        yield
+    finally:
+        for p, before in zip(network.parameters(), asked, strict=True):
+            p.requires_grad_(before)
 
 
 def _loader_name(component: str) -> str:

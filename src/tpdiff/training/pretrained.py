@@ -18,7 +18,7 @@ from tpdiff.pyramid.told import as_told
 from tpdiff.sampling.asking import Condition
 from tpdiff.sampling.loop import Denoiser
 from tpdiff.sampling.stock import is_hollow
-from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name
+from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name, without_matrices
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.config import Config, check_prediction
 from tpdiff.training.latents import Latents
@@ -71,6 +71,8 @@ class Pretrained:
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         self.fps = self.config.data.fps or frame_rate(dataset)
         self.device = latents.device
+        if self._frozen is not None:
+            self._frozen.to(self.device)
         if isinstance(dataset, ShardDataset):
             for bucket in dataset.buckets:
                 stage_sizes(self.pipe, self.family, self.convention.pyramid, bucket)
@@ -94,14 +96,11 @@ class Pretrained:
             return self._denoiser(self._frozen, told, "native")
         denoise = self._denoiser(self.network, told, "native")
 
-        def without_matrices(x: Tensor, t: Tensor, stage: int) -> Tensor:
-            self.network.disable_adapters()
-            try:
+        def as_it_was(x: Tensor, t: Tensor, stage: int) -> Tensor:
+            with without_matrices(self.network):
                 return denoise(x, t, stage)
-            finally:
-                self.network.enable_adapters()
 
-        return without_matrices
+        return as_it_was
 
     def pipeline(self, network: nn.Module) -> TunedPipeline:
         data, adapters = self.config.data, list(getattr(network, "peft_config", {}))
