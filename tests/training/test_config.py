@@ -176,6 +176,12 @@ def test_stage_weights_are_one_a_stage(weights):
         build_config(LEAST, [f"train.stage_weights={weights}"])
 
 
+def test_large_networks_are_validated_clip_by_clip():
+    pretrained = LEAST | {"pretrained": {"path": "somewhere"}}
+    assert [build_config(values).validated_at_once for values in (LEAST, pretrained)] == [16, 1]
+    assert build_config(pretrained, ["validation.batch_size=4"]).validated_at_once == 4
+
+
 def test_stage_weights_of_the_right_length_pass():
     assert build_config(LEAST, ["train.stage_weights=[2,0,1]"]).train.stage_weights == [2, 0, 1]
     config = build_config(LEAST, ["pyramid.factors=[[1,1,1],[2,1,1]]", "train.stage_weights=[1,3]"])

@@ -87,7 +87,7 @@ class Asker:
         parameters = list(inspect.signature(kind.__call__).parameters.values())[1:]
         defaults = {one.name: one.default for one in parameters if one.kind is not one.VAR_KEYWORD}
         _check_options(kind, options, defaults.keys() - OURS)
-        self._options = defaults | options
+        self._given, self._options = options.keys(), defaults | options
         if "guidance_scale" in defaults:
             self._options["guidance_scale"] = self._guidance(guidance)
 
@@ -109,6 +109,12 @@ class Asker:
         takes = inspect.signature(stock_class(self.pipe).encode_prompt).parameters  # type: ignore[attr-defined]
         names = [name for name in takes if name in self._options and name not in OURS and "negative" not in name]
         return {name: self._options[name] for name in names if self._options[name] is not None}
+
+    def by_default(self, **arguments: Any) -> None:
+        """Give arguments of every call other defaults than the pipeline's own; those that it does not take, or that
+        were given as options, stay as they are."""
+        open_to_change = self._options.keys() - self._given
+        self._options |= {name: value for name, value in arguments.items() if name in open_to_change}
 
     def times(self, t: Tensor) -> Tensor:
         """The times that the network can be told: t (B,), or the next noisier whole timesteps', float64 (MATH 3)."""

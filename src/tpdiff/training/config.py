@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tpdiff.training.pretrained_config import PretrainedConfig
 from tpdiff.training.section import Section
+from tpdiff.training.validation_config import ValidationConfig
 
 
 class DataConfig(Section):
@@ -198,40 +199,6 @@ class LogConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)
 
 
-class ValidationConfig(Section):
-    """What the averaged weights are measured by during training; off unless `every_steps` or `every_seconds` is set.
-
-    A validation falls after every so many steps or training seconds, whichever comes, and at the end. Its own time is
-    not training time. `clips` held-out clips (at most one a video of `split`) give the loss at `quantiles` fixed
-    places of every stage, `samples` are videos to look at, and `distance_clips` samples give a Fréchet distance
-    (0: none). All of it is drawn by `seed`, whatever the seed of the run.
-    """
-
-    every_steps: int | None = Field(None, ge=1)
-    every_seconds: float | None = Field(None, gt=0)
-    split: str = "test"
-    clips: int = Field(64, ge=1)
-    quantiles: int = Field(8, ge=1)
-    samples: int = Field(4, ge=0)
-    sample_steps: int = Field(30, ge=1)
-    guidance_scale: float = 1.0
-    distance_clips: int = Field(0, ge=0)
-    batch_size: int = Field(16, ge=1)
-    seed: int = Field(0, ge=0)
-
-    @property
-    def on(self) -> bool:
-        """Whether there is any."""
-        return self.every_steps is not None or self.every_seconds is not None
-
-    @field_validator("distance_clips")
-    @classmethod
-    def _has_a_covariance(cls, value: int) -> int:
-        if value == 1:
-            raise ValueError("validation.distance_clips=1: a distance needs at least 2; nearest: 0 (none) or 2")
-        return value
-
-
 class Config(Section):
     """A whole run."""
 
@@ -250,6 +217,11 @@ class Config(Section):
     def offload(self) -> bool:
         """Whether what encodes stays on the CPU while it has no work."""
         return self.pretrained is not None and self.pretrained.offload
+
+    @property
+    def validated_at_once(self) -> int:
+        """How many clips a validation's network is asked about together."""
+        return self.validation.batch_size or (16 if self.pretrained is None else 1)
 
     @model_validator(mode="after")
     def _is_one_model(self) -> "Config":

@@ -78,7 +78,8 @@ def quantile_losses(
     autocast: Callable[[], AbstractContextManager[Any]],
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[int, list[float]] | None:
-    """Mean loss over the clips at every quantile of every stage, without alignment and with every caption told.
+    """Mean loss over the clips at every quantile of every stage at whose times the network is asked, without alignment
+    and with every caption told.
 
     Args:
         trainee: what is trained.
@@ -95,11 +96,11 @@ def quantile_losses(
     """
     pyramid = trainee.convention.pyramid
     validation, quantiles = config.validation, midpoints(config.validation.quantiles)
-    totals = {k: [0.0] * len(quantiles) for k in range(len(pyramid))}
-    for first in range(0, len(held_out.video), validation.batch_size):
+    totals = {k: [0.0] * len(quantiles) for k in trainee.stages}
+    for first in range(0, len(held_out.video), config.validated_at_once):
         if stop():
             return None
-        numbers = range(first, min(first + validation.batch_size, len(held_out.video)))
+        numbers = range(first, min(first + config.validated_at_once, len(held_out.video)))
         latents = encode(held_out.video[numbers.start : numbers.stop])
         prompts = [_told(held_out.captions[i], config) for i in numbers]
         video, drawing = held_out.video[numbers.start : numbers.stop], sample_generators(validation.seed, numbers)

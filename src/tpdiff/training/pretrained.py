@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from inspect import signature
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -15,6 +16,7 @@ from tpdiff.families.sizes import stage_sizes
 from tpdiff.models.memory import moved
 from tpdiff.pyramid.noise import randn
 from tpdiff.pyramid.told import as_told
+from tpdiff.sampling.apply import stock_class
 from tpdiff.sampling.asking import Condition
 from tpdiff.sampling.loop import Denoiser
 from tpdiff.sampling.stock import is_hollow
@@ -68,8 +70,14 @@ class Pretrained:
     def labels(self) -> None:
         return None
 
+    @property
+    def stages(self) -> list[int]:
+        least, greatest = self.span
+        return [one.index for one in self.convention.pyramid.stages if one.end < greatest and one.start > least]
+
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         self.fps = self.config.data.fps or frame_rate(dataset)
+        self.asker.by_default(frame_rate=self.fps)  # as `TunedPipeline` samples
         self.device = latents.device
         if self._frozen is not None:
             self._frozen.to(self.device)
@@ -160,20 +168,25 @@ class Pretrained:
             )
         weights = self.config.train.stage_weights or [1.0] * len(pyramid)
         for stage, weight in zip(pyramid.stages, reversed(weights), strict=len(weights) == len(pyramid)):
-            if weight > 0 and not (stage.end < greatest and stage.start > least):
+            if weight > 0 and stage.index not in self.stages:
                 raise ValueError(
                     f"{self.name} is asked at times {least:g} to {greatest:g}, of which stage {stage.index} "
                     f"({stage.end:.3g} to {stage.start:.3g}) has none: give it weight 0 in train.stage_weights"
                 )
 
     def _check_samples(self) -> None:
-        """Refuse samples of a pipeline that must be given pictures, which validation has none for."""
-        wanted = self.config.validation
-        if wanted.on and (wanted.samples or wanted.distance_clips) and self.family.from_picture(self.pipe):
+        """Refuse samples of a pipeline that must be given pictures, which validation has none for, and guidance of one
+        that takes none."""
+        wanted, kind = self.config.validation, stock_class(self.pipe)
+        if not wanted.sampled:
+            return
+        if self.family.from_picture(self.pipe):
             raise ValueError(
-                f"{type(self.pipe).__name__} starts from pictures, which samples of a validation are not given: "
+                f"{kind.__name__} starts from pictures, which samples of a validation are not given: "
                 "set validation.samples=0 and validation.distance_clips=0"
             )
+        if wanted.guidance_scale is not None and "guidance_scale" not in signature(kind.__call__).parameters:
+            raise ValueError(f"{kind.__name__} takes no guidance_scale; leave out validation.guidance_scale")
 
     def _prepare(self) -> None:
         """Say what of the network is trained, and freeze all else."""
@@ -216,15 +229,18 @@ class Pretrained:
         return [p for n, p in parts.items() if isinstance(p, nn.Module) and n.startswith("text_encoder") is text]
 
     def _filling(self, told: Told, x: Tensor, t: Tensor, stage: int) -> Tensor | None:
-        """Frames before the first one where patches need them: that frame again, with noise of its own."""
+        """Frames before the first one where patches need them: that frame again, with noise of its own, on the path
+        that sampling leads them through the stage (MATH 2)."""
         count = self.asker.filling(tuple(x.shape[2:]))  # type: ignore[arg-type]
         if count == 0:
             return None
-        clean = clean_pair(self.convention.pyramid, told.latents, stage)[0][:, :, :1].expand(-1, -1, count, -1, -1)
-        schedule, view = self.asker.schedule, (-1, 1, 1, 1, 1)
+        pyramid = self.convention.pyramid
+        clean, coarse = clean_pair(pyramid, told.latents, stage)
+        clean = clean[:, :, :1].expand(-1, -1, count, -1, -1)
+        coarse = None if coarse is None else coarse[:, :, :1].expand(-1, -1, count, -1, -1)
         if stage not in told.noise:
             told.noise[stage] = randn(clean.shape, list(told.generators), clean.device)
-        return schedule.alpha(t).view(view) * clean + schedule.sigma(t).view(view) * told.noise[stage]
+        return pyramid.pair(clean, coarse, told.noise[stage], stage).at(t)
 
     def _options(self) -> dict[str, Any]:
         told = {} if self.wanted.guidance is None else {"guidance_scale": self.wanted.guidance}

@@ -58,6 +58,7 @@ class Trainee(Protocol):
         autoencoder: whose latents it diffuses; None: what the configuration names, or pixels.
         network: in training mode; parameters that do not ask for gradients stay as they are. Set by `open`.
         labels: captions in class order where they are classes.
+        stages: those at whose times the network is asked, finest first.
     """
 
     convention: Convention
@@ -67,6 +68,9 @@ class Trainee(Protocol):
 
     @property
     def labels(self) -> list[str] | None: ...
+
+    @property
+    def stages(self) -> Sequence[int]: ...
 
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         """Make the network, for these clips."""
@@ -120,6 +124,10 @@ class OwnNetwork:
     @property
     def labels(self) -> list[str] | None:
         return self.conditioner.labels if isinstance(self.conditioner, LabelCondition) else None
+
+    @property
+    def stages(self) -> Sequence[int]:
+        return range(len(self.convention.pyramid))
 
     def check(self, prompts: Sequence[str | None]) -> None:
         self.conditioner.check(prompts)

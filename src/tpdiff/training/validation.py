@@ -58,7 +58,7 @@ class Validation:
         if not trainer.accelerator.is_main_process:
             return
         wanted = self.config.validation
-        if wanted.samples or wanted.distance_clips:
+        if wanted.sampled:
             split_steps(wanted.sample_steps, len(trainer.pyramid))
         features = efficientnet_features(self.device) if wanted.distance_clips else None
         self.held_out = open_held_out(self.config)
@@ -183,18 +183,15 @@ class Validation:
         self, trainer: Trainer, pipeline: PyramidPipeline, captions: list[str | None], purpose: str
     ) -> Iterator[Tensor]:
         """uint8 (B, 3, T, H, W), batch by batch, always from the same noise; ends early when a stop is asked for."""
-        wanted = self.config.validation
-        for first in range(0, len(captions), wanted.batch_size):
+        wanted, count = self.config.validation, self.config.validated_at_once
+        guidance: dict[str, Any] = {} if wanted.guidance_scale is None else {"guidance_scale": wanted.guidance_scale}
+        for first in range(0, len(captions), count):
             if trainer.stopping:
                 return
-            chunk = captions[first : first + wanted.batch_size]
+            chunk = captions[first : first + count]
             generators = sample_generators(wanted.seed, range(first, first + len(chunk)), f"validation {purpose}")
             frames: Any = pipeline(
-                chunk,
-                steps=wanted.sample_steps,
-                guidance_scale=wanted.guidance_scale,
-                generator=generators,
-                output_type="pt",
+                chunk, steps=wanted.sample_steps, generator=generators, output_type="pt", **guidance
             ).frames
             yield (frames.float() * 255).round().to(torch.uint8).transpose(1, 2).contiguous().cpu()
 
