@@ -292,6 +292,20 @@ def test_an_expert_is_trained_at_its_own_times(tuning, tmp_path):
         assert ((times >= 875) if network == "transformer" else (times < 875)).all()
 
 
+def test_an_expert_of_some_stages_is_trained_and_validated_at_these(tuning, tmp_path):
+    wanted = ("every_steps=1", "samples=0", "clips=1", "quantiles=1")
+    options = ("train.stage_weights=[1,0,0]", "data.split=train", *(f"validation.{one}" for one in wanted))
+    config = tuning(find_case("wan-experts"), *options, "train.steps=1", network="transformer")
+    trainer, told = Trainer(config, tmp_path / "run"), []
+    for network in (trainer.network, trainer.ema.network):
+        network.register_forward_pre_hook(lambda m, a, kw: told.append(kw["timestep"]), with_kwargs=True)
+    trainer.run()
+    assert config.train.all_stages and len(told) == 2
+    assert (torch.cat(told) >= 875).all()
+    assert {stage for _, _, stage, _ in trainer.losses} == {2}
+    assert trainer.validation.records[0]["loss"].keys() == {"2"}
+
+
 @pytest.mark.parametrize("pretrained", [{}, LORA])
 def test_a_network_may_follow_what_it_said_before(tuning, tmp_path, pretrained):
     """At first it says just that, so the further loss is 0; in the end it says nearly that, where it weighs enough."""

@@ -1,6 +1,7 @@
 """Token-budget batches: how many clips each stage's hold, what is drawn, and that a run of them can be cut anywhere."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -76,6 +77,17 @@ def test_the_gradient_to_be_expected_is_that_of_batches_of_one_size(tiny, budget
     mix = mix_of(tiny(f"train.token_budget={budget}", "train.stage_weights=[3,1,2]"))
     counted = [share * mix.counts(k) for k, share in enumerate(mix.shares)]
     assert counted == pytest.approx([2 / 6, 1 / 6, 3 / 6])
+
+
+@pytest.mark.parametrize("weights", ["", "[3,1,2]", "[0,1,3]"])
+def test_a_batch_through_all_stages_takes_each_with_its_weight(tiny, weights):
+    """The gradient to be expected of a drawn stage; one without weight is left out."""
+    mix = mix_of(tiny("train.all_stages=true", f"train.stage_weights={weights}"))
+    drawn = mix_of(tiny(f"train.stage_weights={weights}"))
+    stages = mix.stages(0, 0)
+    assert stages == [k for k in range(3) if drawn.shares[k] > 0]
+    assert [mix.counts(k) / len(stages) for k in range(3)] == pytest.approx(drawn.shares)
+    assert all(replace(mix, in_turn=True).counts(k) == 1 for k in range(3))  # as a dry run takes them
 
 
 def test_without_a_budget_nothing_is_weighed(tiny):

@@ -129,6 +129,9 @@ class TrainConfig(Section):
     `batch_size` counts the clips of all processes together, so that a recipe is the same run on any number of them.
     `ema_device` "cpu" keeps the averaged weights out of the accelerator's memory.
 
+    `stage_weights`, coarsest stage first, are the shares of the stages that are drawn, one a micro-batch. `all_stages`
+    takes each micro-batch through all stages of which the weight is not 0, their losses by weight.
+
     `token_budget` takes the place of `batch_size`, which then means nothing: a micro-batch of a stage holds as many
     clips as have so many tokens together, on all processes, as many on each and at least one. Coarse stages hold more
     of them in as much memory; `stage_weights` stay the shares of the clips, equal if not given.

@@ -125,7 +125,7 @@ def dry_run(
             size=trainer.pyramid.stage_shape((1, *trainer.latents.shape), k)[2:],
             tokens=drawn.tokens[k],
             clips=drawn.clips[k] * processes * config.train.accumulation,
-            share=1.0 if config.train.all_stages else drawn.shares[k],
+            share=float(drawn.wanted[k] > 0) if config.train.all_stages else drawn.shares[k],
             seconds=median(seconds for seconds, _ in times[k]),
             waiting=median(waited for _, waited in times[k]),
             memory=peaks[k],

@@ -2,7 +2,8 @@
 
 With a token budget a micro-batch of a coarse stage holds more clips than one of a fine stage, in as much memory. A
 stage is then drawn with its weight divided by its clips, and the loss of a micro-batch counts by its clips: the weights
-stay the shares of the samples, and the gradient to be expected is that of batches of one size.
+stay the shares of the samples, and the gradient to be expected is that of batches of one size. A micro-batch that goes
+through all stages takes each with its weight: the gradient is the one to be expected of a drawn stage.
 """
 
 import math
@@ -60,7 +61,7 @@ class StageMix:
         if self.in_turn:
             return [step % len(self.pyramid)]
         if self.train.all_stages:
-            return list(range(len(self.pyramid)))
+            return [k for k, wanted in enumerate(self.wanted) if wanted > 0]
         generator = micro_batch_generator(self.seed, step, micro, self.train.accumulation)
         return [draw_stage(self.pyramid, self.weights[::-1], generator)]
 
@@ -71,7 +72,10 @@ class StageMix:
                 yield self.clips[self.stages(later, micro)[0]]
 
     def counts(self, stage: int) -> float:
-        """How much the mean loss of a micro-batch counts: its clips against their number in the mean."""
+        """How much the mean loss of a micro-batch at a stage counts: its clips against their number in the mean; where
+        each goes through all stages, the stage's weight against the mean weight."""
+        if self.train.all_stages and not self.in_turn:
+            return self.wanted[stage] * len(self.stages(0, 0)) / sum(self.wanted)
         return self.clips[stage] * sum(self.weights) / (min(self.clips) * sum(self.wanted))
 
 
