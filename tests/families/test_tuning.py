@@ -273,6 +273,13 @@ def test_what_cannot_be_tuned_is_refused(tuning, tmp_path, pretrained, overrides
     assert not (tmp_path / "run").exists()
 
 
+def test_averaging_the_picture_with_others_is_refused_before_training(tuning, tmp_path):
+    config = tuning(find_case("wan-picture"), "pyramid.causal_time=false", "data.frames=13")
+    with pytest.raises(ValueError, match=r"must not be averaged with others: .*pyramid\.causal_time=true"):
+        Trainer(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_expert_is_trained_at_its_own_times(tuning, tmp_path):
     case = find_case("wan-experts")
     with pytest.raises(ValueError, match=r"pretrained\.network is not said; choose one of transformer, transformer_2"):

@@ -111,6 +111,20 @@ class Family:
         """Whether the pipeline is given its first frame."""
         return any(kind.__name__ in self.first_frame for kind in type(pipe).__mro__)
 
+    def check_stages(self, pipe: Any, pyramid: Pyramid) -> None:
+        """Refuse stages that the pipeline cannot be run through.
+
+        Raises:
+            ValueError: a given first frame would be averaged with others, or what `check` raises.
+        """
+        over_time = any(factors[0] > 1 for factors in pyramid.factors)
+        if over_time and not pyramid.causal_time and self.from_picture(pipe):
+            raise ValueError(
+                f"{type(pipe).__name__} is given its first frame, which must not be averaged with others: "
+                "build the pyramid with causal_time=True (of a recipe: pyramid.causal_time=true)"
+            )
+        self.check(pipe, pyramid)
+
     def start_from(self, pipe: Any, made: Any, latents: Tensor) -> Any:
         """What `prepare_latents` made, its noise replaced by latents in the pipeline's layout."""
         latents = latents.to(made[0] if isinstance(made, tuple) else made)

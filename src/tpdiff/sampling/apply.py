@@ -68,13 +68,7 @@ def apply_pyramid(
     if not isinstance(pyramid, Pyramid):
         pyramid = Pyramid(schedule_of(base), pyramid, causal_time=family.causal_vae)
     kind = stock_class(thing)
-    over_time = any(factors[0] > 1 for factors in pyramid.factors)
-    if over_time and not pyramid.causal_time and family.from_picture(thing):
-        raise ValueError(
-            f"{kind.__name__} is given its first frame, which must not be averaged with others: "
-            "build the pyramid with causal_time=True"
-        )
-    family.check(thing, pyramid)
+    family.check_stages(thing, pyramid)
     counts = None if steps is None else split_steps(steps, len(pyramid))
     scheduler = PyramidScheduler(base, pyramid, counts, applied=True, **told) if len(pyramid) > 1 else base
     remove_pyramid(thing)  # only now, so that what was refused leaves the pipeline as it was

@@ -46,7 +46,7 @@ def pipeline_stages(config: Config, asker: Asker) -> Pyramid:
         ends = [stage.end for stage in pyramid.stages[1:]]
         starts = [start_level(asker.base, pyramid, k).t for k in range(len(pyramid) - 1)]
         pyramid = replaced(pyramid, ends, starts)
-    family.check(asker.pipe, pyramid)
+    family.check_stages(asker.pipe, pyramid)
     plain = pyramid.multiples[0] > 1 and not pyramid.causal_time
     if config.data.stages == "pixel" and family.causal_vae and plain:
         raise ValueError(
