@@ -23,6 +23,7 @@ from tpdiff.sampling.stock import is_hollow
 from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name, without_matrices
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.config import Config, check_prediction
+from tpdiff.training.kept_conditions import KeptConditions
 from tpdiff.training.latents import Latents
 from tpdiff.training.objective import Convention
 from tpdiff.training.pretrained_config import LoraConfig
@@ -63,7 +64,7 @@ class Pretrained:
         stage_sizes(pipe, self.family, pyramid, (data.frames, data.height, data.width))
         self._check_span()
         self._check_samples()
-        self._conditions: dict[str | None, Condition] = {}
+        self._conditions = KeptConditions()
         self._prepare()
 
     @property
@@ -217,11 +218,14 @@ class Pretrained:
 
     def _encoded(self, prompts: Sequence[str | None], known: Mapping[str, Condition]) -> list[Condition]:
         """What the pipeline's text encoders make of prompts, kept on the CPU; those that are known are not encoded."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._conditions and p not in known]
+        found: dict[str | None, Condition] = {p: known[p] for p in prompts if p is not None and p in known}
+        found |= {p: self._conditions[p] for p in prompts if p not in found and p in self._conditions}
+        new = [p for p in dict.fromkeys(prompts) if p not in found]
         if new:
             with moved(self._encoders(text=True), self.device):
-                self._conditions.update(zip(new, self.asker.encode(new, self.device), strict=True))
-        return [self._conditions[p] if p is None or p not in known else known[p] for p in prompts]
+                found |= zip(new, self.asker.encode(new, self.device), strict=True)
+            self._conditions.update({p: found[p] for p in new})
+        return [found[p] for p in prompts]
 
     def _encoders(self, text: bool) -> list[nn.Module]:
         """What encodes prompts, or clips and pictures."""

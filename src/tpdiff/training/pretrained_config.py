@@ -24,9 +24,11 @@ class PretrainedConfig(Section):
 
     `network` is the component to train; None: the only one that predicts. `trainable` are patterns of names of its
     parameters (`*motion_modules*`); `lora` trains low-rank matrices instead. What is not trained is kept in `dtype`,
-    what is in float32. `guidance` is told to networks that embed it; None: their pipeline's default. `options` are
-    further arguments of its call (`max_sequence_length`). `offload` keeps what encodes captions, pictures and clips on
-    the CPU, and on the accelerator only while it works.
+    what is in float32, as is the autoencoder; another `dtype` needs a `train.precision`. `guidance` is told to networks
+    that embed it; None: their pipeline's default. `options` are further arguments of its call (`max_sequence_length`);
+    a `frame_rate` is by default that of the clips. `offload` keeps what encodes captions, pictures and clips on the
+    CPU, and on the accelerator only while it works. Every process keeps up to 2 GiB of encoded captions, those used
+    last.
     """
 
     path: str = Field(coerce_numbers_to_str=True)
