@@ -125,7 +125,7 @@ def test_a_cache_of_something_else_is_refused_with_what_differs(change, differs,
     folder = shutil.copytree(saved(case), tmp_path / "other")
     told["pretrained"]["path"] = str(folder)
     if change == "dtype":
-        told["pretrained"]["dtype"] = "bfloat16"
+        told["pretrained"]["dtype"], told["train"]["precision"] = "bfloat16", "bf16"
     elif change == "length":
         told["pretrained"]["options"] = {"max_sequence_length": 16}
     elif change == "stages":

@@ -15,6 +15,8 @@ from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import LORA as LORA_FILE
 from tpdiff.schedulers import PyramidScheduler
 from tpdiff.training.checkpoint import checkpoints, read_checkpoint
+from tpdiff.training.kept_conditions import KeptConditions
+from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.trainee import Told
 from tpdiff.training.trainer import Trainer
 
@@ -219,6 +221,26 @@ def test_a_picture_is_encoded_once_a_clip(name, calls, tuning, tmp_path):
     assert seen == {encoder: config.train.batch_size * count for encoder, count in calls.items()}
 
 
+@pytest.mark.parametrize("name", ["ltx-picture", pytest.param("wan-picture", marks=pytest.mark.slow)])
+def test_pictures_are_encoded_in_float32(name, tuning, tmp_path):
+    """As the clips are, whatever the network computes in."""
+    config, seen = tuning(find_case(name), "train.precision=bf16", "train.steps=1", dtype="bfloat16"), []
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.trainee.pipe.vae.encoder.register_forward_hook(lambda m, args, out: seen.extend([args[0].dtype, out.dtype]))
+    trainer.run()
+    assert set(seen) == {torch.float32}
+
+
+def test_captions_are_encoded_anew_where_too_many_are_kept(tuning):
+    trainee = Pretrained(tuning(find_case("wan")))
+    trainee.device, trainee._conditions = torch.device("cpu"), KeptConditions(limit=0)
+    with encodings(trainee.pipe) as seen:
+        first, again = trainee._encoded(["a", None, "b", "a"], {}), trainee._encoded([None, "a"], {})
+    assert seen == {"text_encoder": 3 + 1}
+    for one, other in ((first[1], again[0]), (first[0], again[1]), (first[0], first[3])):
+        assert torch.equal(one["prompt_embeds"], other["prompt_embeds"])
+
+
 def test_parts_are_trained_by_name(tuning, saved, tmp_path):
     case = find_case("animatediff")
     trainer = trained(tuning(case, trainable=["*motion_modules*"]), tmp_path / "run")
@@ -265,6 +287,8 @@ def test_one_stage_is_the_base_method(tuning, tmp_path):
         ({}, ["diffusion.schedule=ddim"], "diffusion describes a new network"),
         ({}, ["condition.kind=label"], "nearest: text or none"),
         ({}, ["train.loss_space=epsilon"], "train.loss_space is defined for"),
+        ({"dtype": "bfloat16"}, [], r"under autocast; nearest: train\.precision=bf16, or pretrained\.dtype=float32"),
+        ({"dtype": "float16"} | LORA, [], r"nearest: train\.precision=fp16, or pretrained\.dtype=float32"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(tuning, tmp_path, pretrained, overrides, message):
@@ -342,6 +366,15 @@ def test_the_network_to_follow_is_where_the_other_is(tuning, tmp_path):
     trainer.latents.device = torch.device("meta")
     trainer.trainee.open(trainer.dataset, trainer.latents)
     assert {p.device.type for p in trainer.trainee._frozen.parameters()} == {"meta"}
+
+
+def test_samples_of_a_validation_are_made_in_the_precision_of_training(tuning, tmp_path):
+    wanted = ("data.split=train", "validation.every_steps=1", "validation.clips=1")
+    trainer = Trainer(tuning(find_case("animatediff"), *wanted), tmp_path / "run")
+    for precision, dtype in {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}.items():
+        train = trainer.config.train.model_copy(update={"precision": precision})
+        trainer.validation.config = trainer.config.model_copy(update={"train": train})
+        assert trainer.validation._sampler(trainer).dtype == dtype
 
 
 def test_validation_and_samples_are_of_the_tuned_pipeline(tuning, tmp_path):

@@ -123,13 +123,19 @@ def _asked(name: str, network: nn.Module) -> Any:
 
 
 def _once(encoder: Any, method: str, made: dict[Any, Any]) -> Any:
-    """An encoder of one picture, which inputs of one shape hold alike: each shape is encoded once."""
+    """An encoder of one picture, which inputs of one shape hold alike: each shape is encoded once, in the encoder's own
+    precision whatever autocast says."""
     encode = getattr(encoder, method)
 
+    def own(value: Any) -> Any:
+        return value.to(encoder.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
     def encode_once(self: Any, *args: Any, **kwargs: Any) -> Any:
-        key = (method, *(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        key = (method, *(value.shape for value in given))
         if key not in made:
-            made[key] = encode(*args, **kwargs)
+            with torch.autocast(given[0].device.type, enabled=False):
+                made[key] = encode(*map(own, args), **{name: own(value) for name, value in kwargs.items()})
         return made[key]
 
     return _stand_in(encoder, type(encoder), **{method: encode_once})

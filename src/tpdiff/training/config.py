@@ -235,6 +235,12 @@ class Config(Section):
         for section in ("model", "diffusion"):
             if getattr(self, section) != type(getattr(self, section))():
                 raise ValueError(f"{section} describes a new network; with pretrained, leave the section out")
+        dtype, fitting = self.pretrained.dtype, {"bfloat16": "bf16", "float16": "fp16"}
+        if dtype != "float32" and self.train.precision == "no":
+            raise ValueError(
+                f"pretrained.dtype={dtype} meets what is trained, which is in float32, only under autocast; nearest: "
+                f"train.precision={fitting[dtype]}, or pretrained.dtype=float32"
+            )
         if self.condition.kind == "label":
             raise ValueError("condition.kind=label is for new networks; with pretrained, nearest: text or none")
         return self

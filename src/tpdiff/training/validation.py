@@ -147,9 +147,9 @@ class Validation:
         return record
 
     def _sampler(self, trainer: Trainer) -> PyramidPipeline:
-        """A pipeline over the averaged weights, in bf16 where they are trained in it."""
-        pipeline = trainer.pipeline()
-        return pipeline.lowered(torch.bfloat16) if self.config.train.precision == "bf16" else pipeline
+        """A pipeline over the averaged weights, in the precision that they are trained in."""
+        lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.train.precision)
+        return trainer.pipeline() if lower is None else trainer.pipeline().lowered(lower)
 
     def _write_samples(self, trainer: Trainer, pipeline: PyramidPipeline) -> list[str] | None:
         """Videos of the first captions with a `metadata.jsonl`; their paths from the run's folder on."""
