@@ -1,4 +1,4 @@
-"""Which levels flow matching's stages visit, and what the network is told there."""
+"""Which levels stages visit, and what the network is told there: flow matching's, and those around pure noise."""
 
 import math
 
@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
-from scheduled import BOTH, bounds, grids, make, staged
+from scheduled import BOTH, STABLE_DIFFUSION, TIME, bounds, grids, make, noise, run, staged
+
+from tpdiff.pyramid import Pyramid
+from tpdiff.schedulers import PyramidScheduler, schedule_of
 
 EULER, UNIPC, DPM = "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -103,3 +106,29 @@ def test_mochis_times_run_the_other_way():
     assert scheduler.timesteps[0] == scheduler.sigmas[0] == 0
     assert scheduler.sigmas[-1] == 1
     assert torch.allclose(scheduler.timesteps, 1000 * scheduler.sigmas[:-1])
+
+
+# A last level without signal
+
+PURE = {**STABLE_DIFFUSION, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", DPM, UNIPC])
+def test_a_new_scheduler_starts_from_its_own_last_level(name):
+    """Pure noise has an infinite noise-to-signal ratio; what computes in ratios keeps a last trace of signal."""
+    base, before = make(name, **PURE), make("DDIMScheduler", **PURE)
+    swapped, own = PyramidScheduler(base, Pyramid(schedule_of(before), TIME)), staged(base)
+    made = []
+    for scheduler in (swapped, own):
+        scheduler.set_timesteps([3, 2, 2])
+        assert scheduler.timesteps[0] == 999 and scheduler.sigmas[0] == pytest.approx(4096, rel=1e-3)
+        made.append(run(scheduler, noise(1, 1, 2, 1, 1), generator=torch.Generator().manual_seed(0)))
+        clean = torch.ones(1, 1, 2, 1, 1)
+        assert scheduler.add_noise(clean, clean, torch.tensor([999])).isfinite().all()
+    torch.testing.assert_close(*made, rtol=1e-3, atol=1e-3)
+
+
+def test_a_scheduler_that_starts_at_infinity_is_refused():
+    base = make("HeunDiscreteScheduler", trained_betas=[*np.linspace(1e-4, 0.02, 999), 1.0])
+    with pytest.raises(ValueError, match=r"HeunDiscreteScheduler computes in noise-to-signal ratios.*nearest: DDIM"):
+        staged(base)

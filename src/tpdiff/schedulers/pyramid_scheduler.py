@@ -295,7 +295,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         """Clean latents (B, ...) at timesteps (B,), in the base scheduler's terms; with stages, at native times."""
         if len(self.pyramid) == 1:
             return self.base.add_noise(original_samples, noise, timesteps)
-        return noised(self.base, self.pyramid.schedule, original_samples, noise, timesteps)
+        return noised(self.base, original_samples, noise, timesteps)
 
     def __len__(self) -> int:
         return self.base.config.num_train_timesteps

@@ -11,7 +11,7 @@ from tpdiff.pyramid.schedule import CLEAN, Level
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.told import as_told
 from tpdiff.schedulers.spacing import Spacing
-from tpdiff.schedulers.wrapped import KINDS, has_whole_times, is_flow
+from tpdiff.schedulers.wrapped import KINDS, has_whole_times, in_kappa, is_flow, schedule_of
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ def plan_run(base: Any, pyramid: Pyramid, k: int, steps: int, spacing: Spacing |
 
 
 def start_level(base: Any, pyramid: Pyramid, k: int) -> Level:
-    """s_k, or the next noisier whole timestep where the network is told whole ones."""
+    """s_k, or the next noisier whole timestep where the network is told whole ones. A scheduler that computes in κ,
+    which is infinite without signal, starts from its own last level instead, as it does without stages."""
     start = pyramid.stages[k].start_level
-    if not has_whole_times(base):
-        return start
-    return pyramid.schedule.level(float(times_told(base, torch.tensor(start.t, dtype=torch.float64))))
+    if has_whole_times(base):
+        start = pyramid.schedule.level(float(times_told(base, torch.tensor(start.t, dtype=torch.float64))))
+    return schedule_of(base).level(start.t) if start.alpha == 0 and in_kappa(base) else start
 
 
 def times_told(base: Any, t: Tensor) -> Tensor:

@@ -75,6 +75,11 @@ def check_wrappable(base: Any) -> Kind:
         raise ValueError(f"{name} with timestep_type='continuous' tells the network another time than the index's")
     if getattr(base, "solver_p", None) is not None:
         raise ValueError(f"{name} with a solver_p of its own cannot be reset at a jump")
+    if in_kappa(base) and base.alphas_cumprod[-1] == 0:
+        raise ValueError(
+            f"{name} computes in noise-to-signal ratios, and the last of its betas leaves no signal, whose ratio is "
+            "infinite; nearest: DDIMScheduler"
+        )
     return KINDS[name]
 
 
@@ -113,6 +118,11 @@ def is_flow(base: Any) -> bool:
     """Whether a scheduler's noise levels are flow matching's."""
     config = base.config
     return type(base).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+
+
+def in_kappa(base: Any) -> bool:
+    """Whether a scheduler computes in noise-to-signal ratios κ, or their logarithms."""
+    return not (is_flow(base) or KINDS[type(base).__name__].table)
 
 
 def schedule_of(base: Any) -> Schedule:
@@ -216,9 +226,9 @@ def scale_of(base: Any, level: Level) -> float:
     return math.inf if level.alpha == 0 else 1 / level.alpha
 
 
-def noised(base: Any, schedule: Schedule, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def noised(base: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """x = γ x_0 + σ ε (B, ...) at timesteps (B,) as `base` tells them, scaled as its latents are."""
-    count = base.config.num_train_timesteps
+    schedule, count = schedule_of(base), base.config.num_train_timesteps
     t = timesteps.to("cpu", torch.float64) / (count if is_flow(base) else count - 1)
     t = 1 - t if base.config.get("invert_sigmas") else t
     alpha, sigma = (v.to(clean).view(-1, *(1,) * (clean.ndim - 1)) for v in (schedule.alpha(t), schedule.sigma(t)))
