@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers import AutoencoderKL
 
 from tpdiff.models.autoencoder import compression, decode_video, encode_video, load_autoencoder
 from tpdiff.models.video_autoencoder import VideoAutoencoder
@@ -58,6 +60,21 @@ def test_it_works_as_any_video_autoencoder(tmp_path):
     assert torch.equal(loaded(video(5)), network(video(5)))
     (posterior,) = loaded.encode(video(5), return_dict=False)
     assert posterior.mean.shape == posterior.std.shape == (1, 4, 2, 4, 2)
+
+
+@pytest.mark.parametrize("network", [stirred(), AutoencoderKL(block_out_channels=(8,), norm_num_groups=2)])
+def test_what_moves_it_for_its_work_is_asked_as_for_any_autoencoder(network):
+    """As model offload does, which moves a network to the GPU once it is called."""
+    moved = []
+
+    class Note(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            moved.append(type(module))
+            return args, kwargs
+
+    add_hook_to_module(network, Note())
+    decode_video(network, encode_video(network, video(5)))
+    assert moved == [type(network)] * 2
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

@@ -7,6 +7,7 @@ from PIL import Image
 
 from tpdiff import PyramidPipeline, VideoDiT, sample_pyramid
 from tpdiff.models.text import load_text_encoder
+from tpdiff.models.video_autoencoder import VideoAutoencoder
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid, VariancePreservingSchedule
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.objective import sample_errors
@@ -403,6 +404,19 @@ def test_other_bad_requests_are_refused_before_any_call(options, message):
     with pytest.raises(ValueError, match=message):
         pipe(**({"prompt": LABELS[0], "steps": 3} | options))
     assert sizes == []
+
+
+def test_what_a_call_moved_goes_back_at_its_end():
+    """Model offload's hooks, which diffusers puts on anew when a call is over; here from the CPU to itself."""
+    vae = VideoAutoencoder(latent_channels=3, hidden_size=8, encoder_layers=1, decoder_layers=1, time_patch=1)
+    pipe = labelled(vae=vae.eval(), latent_ratio=[1, 8, 8], default_size=[8, 128, 128])
+    wanted = pipe(LABELS[0], steps=3, generator=seeded(0)).frames
+    pipe.enable_model_cpu_offload(device="cpu")
+    before = list(pipe._all_hooks)
+    assert [hook.model for hook in before] == [pipe.transformer, pipe.vae]
+    assert_rounding(pipe(LABELS[0], steps=3, generator=seeded(0)).frames, wanted)
+    assert [hook.model for hook in pipe._all_hooks] == [pipe.transformer, pipe.vae]
+    assert not any(hook in before for hook in pipe._all_hooks)
 
 
 def test_it_runs_in_bf16(tmp_path):

@@ -12,6 +12,7 @@ from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_c
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -110,6 +111,7 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         wide.weight *= std.view(1, -1, 1, 1, 1)
         self.register_to_config(**dict.fromkeys(STATISTICS))
 
+    @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Video (B, 3, 1 + rn, H, W) in [-1, 1] -> posterior of latents (B, C, 1 + n, H / p, W / p). Pictures
         (B, 3, H, W) are videos of one frame, whose latents have no time axis either.
@@ -168,6 +170,7 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             narrow.weight[channel, channel] = wide.weight[channel, channel] = 1.0
         narrow.bias[latents:] = FIRST_LOGVAR
 
+    @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Latents (B, C, 1 + n, h, w) -> video (B, 3, 1 + rn, h p, w p), about [-1, 1]; (B, C, h, w) -> pictures."""
         r, p = self._patch

@@ -232,6 +232,7 @@ class PyramidPipeline(DiffusionPipeline):
         frames: Any = video
         if output_type != "latent":
             frames = self.video_processor.postprocess_video(self.decode(video), output_type=output_type)
+        self.maybe_free_model_hooks()
         return PyramidPipelineOutput(frames=frames)
 
     def decode(self, latents: Tensor) -> Tensor:
