@@ -64,6 +64,19 @@ def test_one_stage_is_the_stock_pipeline(run):
     assert torch.equal(one, stock)
 
 
+def test_one_stage_takes_its_own_steps(run):
+    """Unless the call says its levels."""
+    stock = run(built(WanBlocks()), num_inference_steps=3)
+    one = built(make_pyramidal(WanBlocks(), [(1, 1, 1)], steps=3))
+    seen = sizes_seen(one)
+    assert torch.equal(run(one, num_inference_steps=4), stock)
+    assert len(seen) == 2 * 3
+    euler = FlowMatchEulerDiscreteScheduler()
+    levels = {"sigmas": [1.0, 0.7, 0.2, 0.1]}
+    stock = run(built(WanBlocks(), wan(scheduler=euler)), **levels)
+    assert torch.equal(run(built(make_pyramidal(WanBlocks(), [(1, 1, 1)], 3), wan(scheduler=euler)), **levels), stock)
+
+
 def test_three_stages_make_what_the_ordinary_pipeline_makes(run):
     pipe = built(make_pyramidal(WanBlocks(), FACTORS, COUNTS))
     own, seen = pipe.scheduler, sizes_seen(pipe)

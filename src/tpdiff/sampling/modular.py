@@ -136,6 +136,7 @@ class _Loop(_Staged):
     def __call__(self, components: Any, state: Any) -> Any:
         pyramid = self._pyramid(components)
         if len(pyramid) == 1:
+            self._lay_out(components, state)
             return super().__call__(components, state)  # type: ignore[misc]
         block: Any = self
         own, family = components.scheduler, _family(self.model_name)
@@ -164,6 +165,17 @@ class _Loop(_Staged):
         block.set_block_state(state, at)
         return components, state
 
+    def _lay_out(self, components: Any, state: Any) -> None:
+        """One stage's own steps, unless the call says its timesteps or sigmas."""
+        block: Any = self
+        at = block.get_block_state(state)
+        if self._steps is None or not _is_plain(components.scheduler, at):
+            return
+        (count,) = split_steps(self._steps, 1)
+        components.scheduler.set_timesteps(count, device=at.timesteps.device)
+        state.set("num_inference_steps", count)
+        state.set("timesteps", components.scheduler.timesteps)
+
 
 def _scheduler(own: Any, pyramid: Pyramid, counts: list[int]) -> PyramidScheduler:
     if not isinstance(own, PyramidScheduler):
@@ -187,9 +199,7 @@ def _check(components: Any, family: Family, pyramid: Pyramid, at: Any) -> None:
                 f"{name} {tuple(value.shape)} is made for one size, stages have several: use apply_pyramid on the "
                 "ordinary pipeline"
             )
-    plain = copy.deepcopy(components.scheduler)
-    plain.set_timesteps(at.num_inference_steps, device=at.timesteps.device)
-    if not torch.equal(plain.timesteps, at.timesteps):
+    if not _is_plain(components.scheduler, at):
         raise ValueError("timesteps or sigmas of a plain schedule have no meaning with stages; give steps instead")
     if name := cached(components):
         raise ValueError(
@@ -197,6 +207,13 @@ def _check(components: Any, family: Family, pyramid: Pyramid, at: Any) -> None:
             "use apply_pyramid on the ordinary pipeline"
         )
     check_parallel(components, family, partial(stage_sizes, components, family, pyramid), size, at.generator)
+
+
+def _is_plain(scheduler: Any, at: Any) -> bool:
+    """Whether the call's timesteps are those that its scheduler lays out for their number."""
+    plain = copy.deepcopy(scheduler)
+    plain.set_timesteps(at.num_inference_steps, device=at.timesteps.device)
+    return torch.equal(plain.timesteps, at.timesteps)
 
 
 def _evaluations(scheduler: PyramidScheduler, counts: list[int]) -> int:
