@@ -82,6 +82,23 @@ def test_the_network_sees_the_stages_own_encoding_as_first_frame(case):
             torch.testing.assert_close(video(call)[:, :, 0], video(own)[:, :, 0], atol=1e-5, rtol=0)
 
 
+@with_picture(lambda case: case.kept)
+def test_the_picture_comes_before_given_latents(case):
+    """Which are noise, and no latents that hold a picture already."""
+    pipe = without_spread(case.stageable())
+    apply_pyramid(pipe, TIME, STEPS)
+    family, channels = find_family(pipe), pipe.transformer.config.out_channels
+    coarse = case.stage_latents(TIME)[0]
+    noise = torch.randn(1, channels, *coarse, generator=torch.Generator().manual_seed(1))
+    seen = []
+    for given in ({}, {"latents": family.pack(pipe, noise, coarse)}):
+        with evaluations(case, pipe) as calls:
+            case.run(pipe, **given)
+        seen.append(video(calls[0])[:1])
+    torch.testing.assert_close(seen[1][:, :, 0], seen[0][:, :, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[1][:, :channels, 1:], noise[:, :, 1:])
+
+
 @with_picture(lambda case: not case.kept)
 def test_conditions_are_the_stages_own_encoding(case):
     """Channels beside the latents are what a stock call of the stage's size has there."""

@@ -201,6 +201,20 @@ def test_timesteps_of_a_plain_schedule_are_refused(name):
     refused(case, pipe, "timesteps of a plain schedule have no meaning with stages", timesteps=[999, 500, 200, 100])
 
 
+@pytest.mark.parametrize("name", ["cogvideox", "animatediff"])
+def test_noise_in_every_step_is_refused(name):
+    case = find_case(name)
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    refused(case, pipe, r"eta 0\.5: a stage is sampled without noise, .*; use eta=0", eta=0.5)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.pictures], ids=str)
+def test_a_missing_picture_is_refused(case):
+    """Also where stock takes given latents for ones that hold it."""
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    refused(case, pipe, f"{type(pipe).__name__} starts from a picture: give it as image", image=None)
+
+
 def test_nothing_is_left_of_a_call_that_failed(case):
     """Neither in the pipeline nor in what the next call makes."""
     pipe = apply_pyramid(case.stageable(), TIME, STEPS)

@@ -22,6 +22,7 @@ from tpdiff.families.sizes import check_latents, full_size, stage_sizes
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.acceleration import check_caches, staged_caches
+from tpdiff.sampling.arguments import check_arguments, clones, counting, each_stage, in_one_stage
 from tpdiff.sampling.parallel import check_parallel
 from tpdiff.schedulers import PyramidScheduler, schedule_of
 
@@ -126,37 +127,37 @@ class _Pyramidal:
         options |= options.pop("kwargs", {})
         pyramid, family = call.pyramid, call.family
         if len(pyramid) == 1:
-            return stock(**options)
+            return stock(**in_one_stage(options, call.counts))
         if not isinstance(self.scheduler, PyramidScheduler):
             raise ValueError("the scheduler was replaced since apply_pyramid; apply the pyramid again")
-        if options.get("timesteps") is not None:
-            raise ValueError("timesteps of a plain schedule have no meaning with stages; give steps to apply_pyramid")
+        check_arguments(self, family, options)
         levels = options.get("sigmas")
         counts = call.counts or split_steps(
             options["num_inference_steps"] if levels is None else len(levels), len(pyramid)
         )
         options["num_inference_steps"] = sum(counts)
-        guidance = _each_stage(options.get("guidance_scale"), len(pyramid))
+        guidance = each_stage(options.get("guidance_scale"), len(pyramid))
         size, evaluations = full_size(self, family, options), self.evaluations(counts)
         sizes = stage_sizes(self, family, pyramid, size)
         check_latents(self, family, sizes[-1], options.get("latents"))
         check_caches(self, evaluations)
         check_parallel(self, family, partial(stage_sizes, self, family, pyramid), size, options.get("generator"))
-        counting = _counting(options)
+        counted = counting(options)
         self.scheduler.generator = options.get("generator")
         result: Any = None
         with _in_stages(self, sum(evaluations)), staged_caches(self, evaluations) as enter:
             done = 0
+            call.latents = options.get("latents") if family.given_latents is not None else None
             for place, (count, scale) in enumerate(zip(counts, guidance, strict=True)):
                 k = len(pyramid) - 1 - place
                 call.last = k == 0
                 if result is not None:
                     call.latents = self._lead_on(result[0], sizes[k + 1], sizes[k])
                 own: dict[str, Any] = dict(zip(("num_frames", "height", "width"), sizes[k], strict=True))
-                own |= {"num_inference_steps": count, **counting(done)}
+                own |= {"num_inference_steps": count, **counted(done)}
                 own |= family.stage_options(self, pyramid.factors[k], options)
                 own |= {} if scale is None else {"guidance_scale": scale}
-                if place > 0:
+                if call.latents is not None:
                     own["latents"] = None  # `prepare_latents` gives them
                 if not call.last:
                     own |= {"output_type": "latent", "return_dict": False}
@@ -192,7 +193,7 @@ class _Pyramidal:
             return stock(*args, **kwargs)
         bound = inspect.signature(stock).bind(*args, **kwargs)
         if "generator" in bound.arguments:
-            bound.arguments["generator"] = _clones(bound.arguments["generator"])
+            bound.arguments["generator"] = clones(bound.arguments["generator"])
         return call.family.start_from(self, stock(*bound.args, **bound.kwargs), call.latents)
 
     def maybe_free_model_hooks(self) -> None:
@@ -250,45 +251,3 @@ def _key(value: Any) -> Any:
         return tuple(map(_key, value))
     plain = isinstance(value, str | int | float | bool | torch.device | torch.dtype | type(None))
     return value if plain else id(value)
-
-
-def _each_stage(scale: Any, stages: int) -> list[Any]:
-    if not isinstance(scale, Sequence):
-        return [None] * stages
-    if len(scale) != stages:
-        raise ValueError(f"guidance_scale has {len(scale)} values for {stages} stages; give one, or one a stage")
-    return list(scale)
-
-
-def _counting(options: dict[str, Any]) -> Any:
-    """done -> the callback's arguments, so that it counts the steps of all stages."""
-    if options.get("callback") is not None:  # of older pipelines
-        every, tell = options.get("callback_steps") or 1, options["callback"]
-
-        def old(done: int) -> dict[str, Any]:
-            def told(step: int, timestep: Any, latents: Tensor) -> None:
-                if (step + done) % every == 0:
-                    tell(step + done, timestep, latents)
-
-            return {"callback": told, "callback_steps": 1}
-
-        return old
-    callback = options.get("callback_on_step_end")
-    if callback is None:
-        return lambda done: {}
-    inputs = getattr(callback, "tensor_inputs", None) or options.get("callback_on_step_end_tensor_inputs")
-
-    def counting(done: int) -> dict[str, Any]:
-        def told(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
-            return callback(pipe, step + done, timestep, tensors)
-
-        return {"callback_on_step_end": told, "callback_on_step_end_tensor_inputs": inputs}
-
-    return counting
-
-
-def _clones(generator: Any) -> Any:
-    """Generators in the same state, so that what a stage draws and throws away is not missing elsewhere."""
-    if isinstance(generator, Sequence):
-        return [_clones(one) for one in generator]
-    return None if generator is None else generator.clone_state()
