@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from recording import evaluations
 from tiny import find_case
 
@@ -155,6 +155,30 @@ def test_what_the_network_is_told_outlives_a_new_pyramid():
         assert {name: pipe.scheduler.config[name] for name in told} == told
         assert pipe.scheduler.config.steps == stages
     assert len(pipe.scheduler.pyramid) == 2
+    for pyramid in (None, TIME, [(1, 1, 1)], TIME):
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        apply_pyramid(pipe, pyramid, STEPS if pyramid is TIME else None)
+        if pyramid != [(1, 1, 1)]:
+            assert type(pipe.scheduler.base) is FlowMatchEulerDiscreteScheduler
+            assert {name: pipe.scheduler.config[name] for name in told} == told
+    pipe.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match="belong"):
+        apply_pyramid(pipe, TIME)
+
+
+def test_a_scheduler_with_stages_that_takes_its_place_is_taken():
+    case = find_case("wan")
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    base = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipe.scheduler = PyramidScheduler(base, Pyramid(schedule_of(base), TWO, causal_time=True), (2, 1))
+    with pytest.raises(ValueError, match="the scheduler was replaced"):
+        case.run(pipe)
+    apply_pyramid(pipe)
+    assert type(pipe.scheduler.base) is FlowMatchEulerDiscreteScheduler
+    with evaluations(case, pipe) as calls:
+        case.run(pipe)
+    assert len(calls) == 2 * 3
+    assert type(remove_pyramid(pipe).scheduler) is FlowMatchEulerDiscreteScheduler
 
 
 def test_a_refused_pyramid_leaves_the_one_that_was_there():

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,15 +25,18 @@ from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.acceleration import check_caches, staged_caches
 from tpdiff.sampling.arguments import check_arguments, clones, counting, each_stage, in_one_stage
 from tpdiff.sampling.parallel import check_parallel
+from tpdiff.sampling.trained import Tuned, read_tuned
 from tpdiff.schedulers import PyramidScheduler, schedule_of
 
 Pipe = TypeVar("Pipe")
+Stages = Pyramid | Sequence[Sequence[int]] | Tuned | str | Path
+OF_THE_NETWORK = ("timestep_policy", "per_stage_target")  # what a scheduler must know of it, and a new one, too
 REMEMBERED = ("encode_prompt", "encode_image")  # the same in all stages, so done once a call
 
 
 def apply_pyramid(
     pipe: Pipe,
-    pyramid: Pyramid | Sequence[Sequence[int]] | None = None,
+    pyramid: Stages | None = None,
     steps: int | Sequence[int] | None = None,
 ) -> Pipe:
     """Make a stock pipeline run through the stages of a pyramid. Its call, its components and its class name stay.
@@ -43,29 +47,38 @@ def apply_pyramid(
     Args:
         pipe: a pipeline of a known family; changed in place.
         pyramid: the stages; or their (T, H, W) factors, finest first, with all else by default (the pipeline's noise
-            schedule, uniform ends, Haar, a causal time axis where the autoencoder has one); or None: those of the
-            pipeline's own `PyramidScheduler`, as `from_pretrained` restores it.
+            schedule, uniform ends, Haar, a causal time axis where the autoencoder has one); or the folder of a network
+            that was trained through stages, as `tpdiff export` wrote it: those of its tpdiff.json, sampled as it was
+            trained (`Tuned`, what such a file holds, does as well); or None: those of the pipeline's own
+            `PyramidScheduler`, as `from_pretrained` restores it, or those that were applied before.
         steps: a total, or one count a stage, coarsest first; wins over the call's `num_inference_steps`. None: that.
 
     Returns:
         The pipeline.
 
     Raises:
-        ValueError: an unknown family, a scheduler that cannot run inside a stage, a pyramid on another schedule, step
-            counts that do not fit, or a picture-to-video pipeline whose first frame would be averaged away.
+        ValueError: an unknown family, a scheduler that cannot run inside a stage, a pyramid on another schedule, a
+            folder without its file, step counts that do not fit, or a picture-to-video pipeline whose first frame
+            would be averaged away.
     """
     thing: Any = pipe
     family = find_family(thing)
-    base, told = thing.scheduler, {}
+    call = thing._pyramid_call if isinstance(thing, _Pyramidal) else None
+    base, told = thing.scheduler, {} if call is None else call.told
     if isinstance(base, PyramidScheduler):
-        told = {name: base.config[name] for name in ("timestep_policy", "per_stage_target")}
+        told = {name: base.config[name] for name in OF_THE_NETWORK}
         if pyramid is None:
             pyramid, steps = base.pyramid, base.config.steps if steps is None else steps
-        base = thing._pyramid_call.base if isinstance(thing, _Pyramidal) else base.base
-    elif pyramid is None and isinstance(thing, _Pyramidal):
-        pyramid, steps = thing._pyramid_call.pyramid, thing._pyramid_call.counts if steps is None else steps
+        base = base.base if call is None or base is not call.scheduler else call.base
+    elif pyramid is None and call is not None:
+        pyramid, steps = call.pyramid, call.counts if steps is None else steps
     if pyramid is None:
         raise ValueError("give a pyramid: the pipeline's scheduler is not a PyramidScheduler that holds one")
+    if isinstance(pyramid, str | Path):
+        pyramid = read_tuned(pyramid)
+    if isinstance(pyramid, Tuned):
+        told = {name: getattr(pyramid, name) for name in OF_THE_NETWORK}
+        pyramid = Pyramid.from_config(pyramid.pyramid)
     if not isinstance(pyramid, Pyramid):
         pyramid = Pyramid(schedule_of(base), pyramid, causal_time=family.causal_vae)
     kind = stock_class(thing)
@@ -74,7 +87,7 @@ def apply_pyramid(
     scheduler = PyramidScheduler(base, pyramid, counts, applied=True, **told) if len(pyramid) > 1 else base
     remove_pyramid(thing)  # only now, so that what was refused leaves the pipeline as it was
     thing.scheduler = scheduler
-    thing._pyramid_call = _Call(family, pyramid, counts, base)
+    thing._pyramid_call = _Call(family, pyramid, counts, base, scheduler, told)
     thing.__class__ = type(kind.__name__, (_Pyramidal, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
     return pipe
 
@@ -87,7 +100,7 @@ def remove_pyramid(pipe: Pipe) -> Pipe:
     """
     thing: Any = pipe
     if isinstance(thing, _Pyramidal):
-        if isinstance(thing.scheduler, PyramidScheduler):  # else another was put in its place since, which stays
+        if thing.scheduler is thing._pyramid_call.scheduler:  # else another was put in its place since, which stays
             thing.scheduler = thing._pyramid_call.base
         thing.__class__ = stock_class(thing)
         del thing._pyramid_call
@@ -102,8 +115,17 @@ def stock_class(pipe: Any) -> type:
 class _Call:
     """What a pyramidal pipeline keeps, and what is true for the call and the stage that are under way."""
 
-    def __init__(self, family: Family, pyramid: Pyramid, counts: list[int] | None, base: Any):
-        self.family, self.pyramid, self.counts, self.base = family, pyramid, counts, base
+    def __init__(
+        self,
+        family: Family,
+        pyramid: Pyramid,
+        counts: list[int] | None,
+        base: Any,
+        scheduler: Any,
+        told: dict[str, Any],
+    ):
+        self.family, self.pyramid, self.counts = family, pyramid, counts
+        self.base, self.scheduler, self.told = base, scheduler, told
         self.remembered: dict[Any, Any] | None = None
         self.latents: Tensor | None = None
         self.last = True
@@ -128,7 +150,7 @@ class _Pyramidal:
         pyramid, family = call.pyramid, call.family
         if len(pyramid) == 1:
             return stock(**in_one_stage(options, call.counts))
-        if not isinstance(self.scheduler, PyramidScheduler):
+        if self.scheduler is not call.scheduler:
             raise ValueError("the scheduler was replaced since apply_pyramid; apply the pyramid again")
         check_arguments(self, family, options)
         levels = options.get("sigmas")

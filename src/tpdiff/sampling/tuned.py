@@ -7,7 +7,7 @@ import copy
 import inspect
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +25,16 @@ from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.apply import apply_pyramid, remove_pyramid, stock_class
 from tpdiff.sampling.stock import is_hollow, load_stock
-from tpdiff.schedulers import PyramidScheduler
+from tpdiff.sampling.trained import HERE, TOLD, Tuned, read_tuned
 
-TOLD = "tpdiff.json"
 LORA = "pytorch_lora_weights.safetensors"
-HERE = "."
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What a saved network's folder says of it.
-
-    Attributes:
-        base: the pipeline that it was trained from, a folder or a name on the hub; ".": the folder itself is a whole
-            pipeline.
-        component: the network's name in the pipeline.
-        kind: its class; None: only low-rank matrices are saved.
-        adapters: names of the matrices' sets, one a stage, or "default".
-        pyramid: `Pyramid.config()` of its stages.
-        default_size: (num_frames, height, width) in pixels that it was trained at.
-        fps: frames a second of its training clips.
-        options: arguments of every call.
-        per_stage_target: the network's flow is per unit of a stage's own time (`train.target=per_stage`).
-        timestep_policy: what the network is told of the time (`train.timestep_policy`).
-    """
-
-    base: str
-    component: str
-    kind: str | None
-    adapters: list[str]
-    pyramid: dict[str, Any]
-    default_size: list[int]
-    fps: float
-    options: dict[str, Any] = field(default_factory=dict)
-    per_stage_target: bool = False
-    timestep_policy: str = "native"
 
 
 class TunedPipeline:
     """A stock pipeline with such a network, called as `PyramidPipeline` is.
 
     Attributes:
-        pipe: the stock pipeline, its pyramid applied where there are stages.
+        pipe: the stock pipeline, its pyramid applied.
         config: what is known of it, `Tuned`.
         pyramid: its stages.
 
@@ -89,15 +57,7 @@ class TunedPipeline:
         self.pipe, self.config, self.dtype, self.device = copy.copy(pipe), told, dtype, device
         self.pyramid = Pyramid.from_config(told.pyramid)
         self.pipe.register_modules(**{told.component: network})
-        if len(self.pyramid) > 1:
-            if not isinstance(self.pipe.scheduler, PyramidScheduler):
-                self.pipe.scheduler = PyramidScheduler(
-                    self.pipe.scheduler,
-                    self.pyramid,
-                    timestep_policy=told.timestep_policy,
-                    per_stage_target=told.per_stage_target,
-                )
-            apply_pyramid(self.pipe, self.pyramid)
+        apply_pyramid(self.pipe, told)
         self.pipe.set_progress_bar_config(disable=True)
 
     @property
@@ -165,8 +125,7 @@ class TunedPipeline:
         self.check_options(told)
         frames, high, wide = (told[name] for name in AXIS_NAMES)
         self.check_size((frames, high, wide))
-        if len(self.pyramid) > 1:
-            apply_pyramid(self.pipe, self.pyramid, counts)
+        apply_pyramid(self.pipe, self.config, counts)
         told["num_inference_steps"] = sum(counts)
         parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
         if any(map(is_hollow, parts)):
@@ -222,7 +181,7 @@ def load_tuned(folder: Path, dtype: torch.dtype = torch.float32) -> TunedPipelin
     Raises:
         ValueError: the pipeline that it was trained from is not there.
     """
-    told = Tuned(**json.loads((folder / TOLD).read_text()))
+    told = read_tuned(folder)
     pipe = load_stock(str(folder) if told.base == HERE else told.base, dtype)
     if told.kind is not None and told.base != HERE:
         kind, place = getattr(diffusers, told.kind), str(folder / told.component)

@@ -1,0 +1,101 @@
+"""What a network was trained through is what its pipeline samples, whatever the scheduler was and becomes."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from recording import evaluations
+from tiny import find_case
+
+from tpdiff import PyramidScheduler, apply_pyramid
+from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
+from tpdiff.sampling.trained import TOLD, Tuned
+from tpdiff.sampling.tuned import TunedPipeline
+
+WAN = find_case("wan")
+FACTORS = [(1, 1, 1), (2, 1, 1)]
+OTHER = {"timestep_policy": "pyramid_flow", "per_stage_target": True}
+
+
+def told(case, pyramid=None, **changes):
+    """Of a network that was trained whole."""
+    component = case.networks[-1]
+    stages = pyramid or Pyramid(FlowMatchingSchedule(), FACTORS, ends=[0.4], causal_time=True)
+    kind = type(getattr(case.pipe(), component)).__name__
+    options = dict(case.call) if case is WAN else {}
+    return Tuned("base", component, kind, [], stages.config(), list(case.narrow), 8.0, options, **changes)
+
+
+def tuned(pipe, what):
+    return TunedPipeline(pipe, getattr(pipe, what.component), what)
+
+
+def of_the_network(scheduler):
+    return {name: scheduler.config[name] for name in OTHER}
+
+
+def latents(pipeline, **options):
+    given = {"steps": [2, 1], "generator": torch.Generator().manual_seed(0), "guidance_scale": 1.0} | options
+    return pipeline("a small red cat", output_type="latent", **given).frames
+
+
+def test_a_new_scheduler_is_told_of_the_network():
+    pipeline = tuned(WAN.pipe(), told(WAN, **OTHER))
+    fresh = WAN.pipe()
+    for pipe in (pipeline.pipe, fresh):
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    made = latents(pipeline)
+    assert type(pipeline.pipe.scheduler.base) is FlowMatchEulerDiscreteScheduler
+    assert of_the_network(pipeline.pipe.scheduler) == OTHER
+    assert torch.equal(made, latents(tuned(fresh, told(WAN, **OTHER))))
+
+
+def saved_with_stages():
+    """What a folder gives in which a pipeline was saved with stages, others than the network's."""
+    pipe = WAN.pipe()
+    pipe.scheduler = PyramidScheduler.from_config(apply_pyramid(WAN.pipe(), [(1, 1, 1), (4, 1, 1)]).scheduler.config)
+    return pipe
+
+
+@pytest.mark.parametrize("start", [saved_with_stages, lambda: apply_pyramid(WAN.pipe(), FACTORS)])
+def test_a_pipeline_that_had_stages_takes_those_of_the_network(start):
+    wanted = latents(tuned(WAN.pipe(), told(WAN, **OTHER)))
+    pipeline = tuned(start(), told(WAN, **OTHER))
+    assert of_the_network(pipeline.pipe.scheduler) == OTHER
+    assert torch.equal(latents(pipeline), wanted)
+    plain = tuned(pipeline.pipe, told(WAN))
+    assert not any(plain.pipe.scheduler.config[name] == OTHER[name] for name in OTHER)
+    assert of_the_network(pipeline.pipe.scheduler) == OTHER
+
+
+def test_a_pipeline_that_had_stages_samples_a_network_without():
+    one = Pyramid(FlowMatchingSchedule())
+    pipeline = tuned(saved_with_stages(), told(WAN, one))
+    assert not isinstance(pipeline.pipe.scheduler, PyramidScheduler)
+    with evaluations(WAN, pipeline.pipe) as calls:
+        made = latents(pipeline, steps=3)
+    assert [call.size for call in calls] == [WAN.stage_latents(FACTORS)[-1]] * 3
+    assert torch.equal(made, latents(tuned(WAN.pipe(), told(WAN, one)), steps=3))
+
+
+def test_the_folder_of_a_network_says_its_stages(tmp_path):
+    """Those of its file, and how it is sampled, not what factors alone would mean."""
+    stages = Pyramid(FlowMatchingSchedule(), FACTORS, ends=[0.4], resize="dct", causal_time=True)
+    what = told(WAN, stages, **OTHER)
+    (tmp_path / TOLD).write_text(json.dumps(asdict(what)))
+    for folder in (tmp_path, str(tmp_path)):
+        pipe = apply_pyramid(WAN.pipe(), folder, steps=(2, 1))
+        assert pipe.scheduler.pyramid.config() == stages.config()
+        assert of_the_network(pipe.scheduler) == OTHER
+        assert pipe.scheduler.config.steps == [2, 1]
+    mine = latents(tuned(WAN.pipe(), what))
+    made = WAN.run(pipe, prompt="a small red cat", generator=torch.Generator().manual_seed(0), guidance_scale=1.0)
+    assert torch.equal(made, mine)
+    by_hand = WAN.run(apply_pyramid(WAN.pipe(), FACTORS, (2, 1)), generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(by_hand, mine, atol=1e-4)
+    (tmp_path / TOLD).write_text(json.dumps(asdict(replace(what, pyramid=Pyramid(FlowMatchingSchedule()).config()))))
+    assert not isinstance(apply_pyramid(pipe, tmp_path).scheduler, PyramidScheduler)
+    with pytest.raises(ValueError, match=r"no tpdiff\.json in .*nothing: expected a folder that `tpdiff export` wrote"):
+        apply_pyramid(pipe, tmp_path / "nothing")
