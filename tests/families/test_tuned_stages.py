@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler
 from recording import evaluations
-from tiny import find_case
+from tiny import find_case, picture
 
 from tpdiff import PyramidScheduler, apply_pyramid
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
@@ -99,3 +99,38 @@ def test_the_folder_of_a_network_says_its_stages(tmp_path):
     assert not isinstance(apply_pyramid(pipe, tmp_path).scheduler, PyramidScheduler)
     with pytest.raises(ValueError, match=r"no tpdiff\.json in .*nothing: expected a folder that `tpdiff export` wrote"):
         apply_pyramid(pipe, tmp_path / "nothing")
+
+
+def decodes_from_noise():
+    """LTX from a picture, with an autoencoder that is told a time."""
+    pipe = find_case("ltx-picture").pipe()
+    config = {name: value for name, value in pipe.vae.config.items() if not name.startswith("_")}
+    torch.manual_seed(0)
+    vae = AutoencoderKLLTXVideo.from_config(config | {"timestep_conditioning": True}).eval()
+    pipe.register_modules(vae=vae)
+    return pipe
+
+
+def test_one_generator_a_video_is_enough_for_decoding_from_noise():
+    case = find_case("ltx-picture")
+    pipeline = tuned(decodes_from_noise(), replace(told(case), options={"max_sequence_length": 8}))
+    options = {"steps": [1, 1], "output_type": "pt", "image": picture()}
+
+    def seeded(seed=0):
+        return torch.Generator().manual_seed(seed)
+
+    made = [
+        pipeline("a small red cat", generator=generator, **options).frames
+        for generator in ([seeded()], seeded(), [seeded(1)])
+    ]
+    assert torch.equal(made[0], made[1])
+    assert not torch.allclose(made[0], made[2], atol=1e-4)
+    two = {**options, "image": [picture(), picture()]}
+    with (
+        evaluations(case, pipeline.pipe) as calls,
+        pytest.raises(ValueError, match=r"LTXImageToVideoPipeline draws the noise of decoding from one .* got 2"),
+    ):
+        pipeline(["a cat", "a ball"], generator=[seeded(), seeded(1)], **two)
+    assert calls == []
+    options = two | {"output_type": "latent"}  # nothing is decoded
+    assert len(pipeline(["a cat", "a ball"], generator=[seeded(), seeded(1)], **options).frames) == 2

@@ -131,6 +131,8 @@ class TunedPipeline:
         if any(map(is_hollow, parts)):
             raise ValueError("this pipeline was opened without what encodes and decodes: save it and load that")
         device = self.pipe._execution_device if self.device is None else self.device
+        if output_type != "latent":
+            generator = _for_decoding(self.pipe, generator, device)
         lower = torch.autocast(device.type, self.dtype) if self.dtype is not None else contextlib.nullcontext()
         with moved(() if self.device is None else parts, device), lower, _staged_adapters(self):
             return self.pipe(prompt=[p or "" for p in prompts], generator=generator, output_type=output_type, **told)
@@ -190,6 +192,29 @@ def load_tuned(folder: Path, dtype: torch.dtype = torch.float32) -> TunedPipelin
     for name in told.adapters:
         pipe.load_lora_weights(str(_adapter_folder(folder, name)), adapter_name=name, **second)
     return TunedPipeline(pipe, getattr(pipe, told.component), told)
+
+
+def _for_decoding(pipe: Any, generator: Generators, device: torch.device) -> Generators:
+    """The generators of a call as the pipeline takes them. From a picture, where the autoencoder is told a time, it
+    draws the noise of decoding by torch's own function: from one generator, on its own device. One elsewhere seeds it.
+
+    Raises:
+        ValueError: one a video, for several.
+    """
+    times = getattr(getattr(pipe, "vae", None), "config", {}).get("timestep_conditioning")
+    if generator is None or not (times and find_family(pipe).from_picture(pipe)):
+        return generator
+    if isinstance(generator, Sequence):
+        if len(generator) != 1:
+            raise ValueError(
+                f"{stock_class(pipe).__name__} draws the noise of decoding from one generator; got {len(generator)}: "
+                "give one, or make one video at a time"
+            )
+        (generator,) = generator
+    if generator.device.type == device.type:
+        return generator
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator(device).manual_seed(int(seed))
 
 
 def adapter_name(stage: int | None) -> str:
