@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from tpdiff.data import DataError, Entry, render_digits, scan, write_video
+from tpdiff.data import DataError, Entry, read_video, render_digits, scan, write_video
 from tpdiff.data.clips import Geometry
 from tpdiff.metrics.attributes import caption_labels, find_attributes, labels_of
-from tpdiff.metrics.classifier import Classifier
-from tpdiff.metrics.clip_network import ClipNet, drift, fewer_pixels, network_input, thin
+from tpdiff.metrics.classifier import STRETCH, Classifier, _stretch
+from tpdiff.metrics.clip_network import ClipNet, drift, fewer_pixels, network_input, thin, thinning
 from tpdiff.metrics.clips import choose_clips, find_sources, load_clips
 
 GEOMETRY = Geometry(8, 16, 16)
@@ -126,6 +126,21 @@ def test_drift_is_the_flow_of_the_parts_of_the_picture(size):
         inner = moved[:, lag:, 1:3, 1:3].mean((1, 2, 3)).tolist()
         assert inner == pytest.approx([0.5 * lag / factor, 0], abs=0.08 * lag)
     assert not drift(video[:, :1]).any()
+
+
+@pytest.mark.parametrize("fps", [None, 12, 24, 7])
+@pytest.mark.parametrize("size", [(48, 64), (16, 20)], ids=str)
+def test_of_a_long_video_only_the_stretch_is_read(fps, size, tmp_path):
+    """The very frames that a whole reading begins with, and no memory for the others."""
+    for number, length in enumerate((40, 11)):
+        write_video(tmp_path / f"{number}.mp4", texture(number, (48, 64), (0.5, 0.2), length), 12)
+    geometry = Geometry(4, *size, fps)
+    for source in find_sources(tmp_path, geometry):
+        whole = read_video(source.entry.path, fps=fps, size=size)[: STRETCH * geometry.frames].permute(3, 0, 1, 2)
+        read, drifts = _stretch(source, geometry)
+        assert torch.equal(read, fewer_pixels(whole))
+        assert torch.equal(drifts, drift(whole, thinning(geometry.frames)))
+        assert read.untyped_storage().nbytes() == read.nbytes
 
 
 def test_batches_are_judged_as_the_whole(judge, held_out):

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from tpdiff.data import DataError, read_video
+from tpdiff.data import DataError, read_clip
 from tpdiff.data.clips import Geometry
 from tpdiff.data.stream import draw_start, epoch_order
 from tpdiff.metrics.attributes import Labels, find_attributes, labels_of
@@ -253,7 +253,8 @@ def _loss(answers: Tensor, wanted: Tensor) -> Tensor:
 def _stretch(source: Source, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """The first frames of a video, shrunk: uint8 (3, T, h, w); and their drift (2, T, 4, 4)."""
     path, size = source.entry.path, (geometry.height, geometry.width)
-    frames = read_video(path, fps=geometry.fps, size=size, resize=geometry.resize)[: STRETCH * geometry.frames]
+    count = min(source.video.length, STRETCH * geometry.frames)
+    frames = read_clip(path, frames=count, fps=geometry.fps, size=size, resize=geometry.resize)
     video = frames.permute(3, 0, 1, 2)
     return fewer_pixels(video), drift(video, thinning(geometry.frames))
 
