@@ -298,6 +298,8 @@ def test_a_resumed_run_must_be_the_same(recipe, model):
         ("--out a.avi", "videos are written as .mp4; a.avi ends in '.avi'"),
         ("--num-videos 2 --out a.avi", "videos are written as .mp4; a.avi ends in '.avi'"),
         ("--prompts none.txt", "none.txt"),
+        ("--device gpu", "device 'gpu' is neither cpu nor cuda"),
+        ("--device cuda:99", "device 'cuda:99'"),
     ],
 )
 def test_sampling_refuses_in_a_line_and_leaves_nothing(model, tmp_path, monkeypatch, options, message):

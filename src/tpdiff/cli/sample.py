@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tpdiff.cli.data import parse_size
-from tpdiff.cli.export import as_dtype
+from tpdiff.cli.device import as_device, as_dtype
 from tpdiff.cli.quiet import quiet
-
-if TYPE_CHECKING:
-    import torch
 
 OTHER_KINDS = (".avi", ".gif", ".mkv", ".mov", ".png", ".webm", ".webp")
 
@@ -50,6 +47,7 @@ def sample(
 
     from tpdiff.data import write_video
     from tpdiff.models.memory import keep_freed_memory
+    from tpdiff.sampling.opening import open_pipeline
     from tpdiff.sampling.tuned import TunedPipeline
 
     given = [*(prompt or []), *_read_prompts(prompts)]
@@ -59,10 +57,9 @@ def sample(
     height, width = (None, None) if size is None else parse_size(size)
     chosen = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "solver": solver}
     options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = as_dtype(dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    place, kind = as_device(device), None if dtype is None else as_dtype(dtype)
     keep_freed_memory()
-    pipeline = open_pipeline(model, kind).to(place)
+    pipeline, _ = open_pipeline(model, place, kind)
     if pictures and not isinstance(pipeline, TunedPipeline):
         raise ValueError("this model starts from no picture; leave out --image")
     pipeline.conditioner.check([*texts, negative_prompt])
@@ -93,18 +90,6 @@ def sample(
                 print(f"{path}  {chunk[i] or ''}  ({seconds:.2f} s)")
     if as_json:
         print(json.dumps(made, indent=1))
-
-
-def open_pipeline(model: Path, dtype: torch.dtype) -> Any:
-    """A model to sample from. Its weights are of that dtype where it is a fine-tuned pipeline; networks of tpdiff's
-    own stay in float32."""
-    import torch
-
-    from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
-    from tpdiff.sampling.tuned import TOLD
-
-    tuned = (newest_checkpoint(model) / TOLD).is_file()
-    return PyramidPipeline.from_pretrained(model, dtype=dtype if tuned else torch.float32)
 
 
 def _read_pictures(paths: list[Path], prompts: int) -> list[Any]:

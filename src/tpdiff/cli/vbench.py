@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tpdiff.cli.data import AsJson, _progress, parse_size
-from tpdiff.cli.export import as_dtype
+from tpdiff.cli.device import as_device, as_dtype
 from tpdiff.cli.quiet import quiet
-from tpdiff.cli.sample import _steps, open_pipeline
+from tpdiff.cli.sample import _steps
 
 if TYPE_CHECKING:
     from tpdiff.evaluation.vbench_results import Measured
@@ -118,26 +118,20 @@ def read(
 
 def _open(model: Path, device: str | None, dtype: str | None, chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A model to sample from, and all that its samples depend on beside prompt and seed."""
-    import torch
-
-    from tpdiff.evaluation.made import weights_digest
+    from tpdiff.evaluation.weights import weights_digest
     from tpdiff.models.memory import keep_freed_memory
     from tpdiff.pyramid.steps import split_steps
+    from tpdiff.sampling.opening import open_pipeline
     from tpdiff.sampling.pipeline import newest_checkpoint
-    from tpdiff.sampling.tuned import TunedPipeline
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = dtype or ("bfloat16" if place.type == "cuda" else "float32")
+    place, asked = as_device(device), None if dtype is None else as_dtype(dtype)
     keep_freed_memory()
-    pipeline = open_pipeline(model, as_dtype(kind)).to(place)
-    if not isinstance(pipeline, TunedPipeline):
-        kind = "float32"
-        pipeline.set_progress_bar_config(disable=True)
+    pipeline, kind = open_pipeline(model, place, asked)
     split_steps(chosen["steps"], len(pipeline.pyramid))
     usual = dict(zip(("num_frames", "height", "width"), pipeline.config.default_size, strict=True))
     told = chosen | {name: value for name, value in usual.items() if chosen[name] is None}
-    weights = weights_digest(newest_checkpoint(model))
-    return pipeline, {"weights": weights, "dtype": kind, **told, "fps": float(pipeline.config.fps)}
+    of = {"weights": weights_digest(newest_checkpoint(model)), "dtype": str(kind).removeprefix("torch.")}
+    return pipeline, {**of, **told, "fps": float(pipeline.config.fps)}
 
 
 def _tell(measured: Measured, folder: Path) -> None:

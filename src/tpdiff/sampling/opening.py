@@ -1,0 +1,34 @@
+"""A trained model, opened to be sampled from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
+from tpdiff.sampling.trained import TOLD
+
+
+def open_pipeline(model: Path, device: torch.device, dtype: torch.dtype | None = None) -> tuple[Any, torch.dtype]:
+    """A `PyramidPipeline` or `TunedPipeline` on a device, and the dtype of its weights.
+
+    Args:
+        model: a run's folder, a checkpoint, or a saved pipeline.
+        device: where to sample.
+        dtype: of the weights of a fine-tuned pipeline; None: bfloat16 on CUDA, else float32. Networks of tpdiff's own
+            stay in float32.
+
+    Raises:
+        FileNotFoundError: no model there.
+        ValueError: as `PyramidPipeline.from_pretrained`.
+    """
+    folder = newest_checkpoint(model)
+    tuned = (folder / TOLD).is_file()
+    usual = torch.bfloat16 if device.type == "cuda" else torch.float32
+    kind = (dtype or usual) if tuned else torch.float32
+    pipeline = PyramidPipeline.from_pretrained(folder, dtype=kind).to(device)
+    if not tuned:
+        pipeline.set_progress_bar_config(disable=True)
+    return pipeline, kind
