@@ -10,8 +10,12 @@ import yaml
 from command_line import call, refused
 
 from tpdiff.data import render_digits, write_video
-from tpdiff.evaluation.made import folder_clips, folder_geometry, model_clips, model_geometry
+from tpdiff.evaluation.made import folder_clips, folder_geometry, model_geometry, open_model
 from tpdiff.metrics import Reference
+from tpdiff.metrics.clips import choose_clips, find_sources
+from tpdiff.models.video_dit import VideoDiT
+from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
+from tpdiff.sampling.pipeline import PyramidPipeline
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,36 @@ def run(tiny_values, tmp_path_factory):
     code, _, err = call("train", folder / "tiny.yaml", "train.steps=2", "--out", folder / "run")
     assert code == 0, err
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def untold(tmp_path_factory):
+    """A model of random weights that is told no captions."""
+    folder = tmp_path_factory.mktemp("untold")
+    torch.manual_seed(0)
+    network = VideoDiT(patch_size=(1, 8, 8), hidden_size=24, num_layers=1, num_attention_heads=2)
+    stages = Pyramid(FlowMatchingSchedule(), [(1, 1, 1), (2, 1, 1)]).config()
+    PyramidPipeline(network, pyramid=stages, default_size=(8, 16, 16), fps=8).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioned(real, tmp_path_factory):
+    """The real clips with a column that captions determine."""
+    folder = tmp_path_factory.mktemp("captioned") / "set"
+    shutil.copytree(real, folder)
+    rewrite(folder, lambda row: row | {"size": "low" if "below" in row["caption"] else "high"})
+    return folder
+
+
+def rewrite(folder, change):
+    """Change every line of a folder's metadata."""
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
+
+
+def real_clips(folder, geometry, count):
+    return choose_clips(find_sources(folder, geometry, "test"), geometry, count, 0)
 
 
 def figures(*arguments):
@@ -95,10 +129,29 @@ def test_a_model_is_sampled(real, run, cache, tmp_path):
     values, text = figures(real, run, *asked, "--cache-dir", cache)
     made = values["protocol"]["made"]
     assert (made["kind"], made["clips"], made["steps"], made["first_seed"]) == ("samples", 6, 6, 0)
+    assert (made["guidance_scale"], made["dtype"], made["solver"]) == (1.0, "float32", "euler")
+    assert set(values["protocol"]["software"]) == {"tpdiff", "torch", "diffusers"}
     assert figures(real, run, *asked, "--cache-dir", tmp_path / "fresh")[1] == text
     more, _ = figures(real, run, *asked, "--cache-dir", cache, "--guidance-scale", 2)
     assert more["frechet_distance"] != values["frechet_distance"]
     assert more["figures"]["flicker"]["real"] == values["figures"]["flicker"]["real"]
+
+
+def test_a_model_says_its_clips_wherever_it_lies(run, tmp_path, monkeypatch):
+    """Its run's configuration is read from where a run keeps it, and from nowhere else."""
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    shutil.copytree(checkpoint, tmp_path / "here" / "exported")
+    (tmp_path / "here" / "config.yaml").write_text("other: 1\n")
+    (tmp_path / "config.yaml").write_text("other: 1\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert model_geometry("exported") == (8, 16, 16, 8.0, "crop")
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["data"] |= {"fps": 4, "resize": "stretch"}
+    shutil.copytree(checkpoint, tmp_path / "run" / "checkpoints" / "step-00000002")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path / "run" / "checkpoints")
+    for path in ("step-00000002", tmp_path / "run"):
+        assert model_geometry(path) == (8, 16, 16, 4, "stretch")
 
 
 def test_samples_follow_captions_and_seeds(real, run):
@@ -106,7 +159,7 @@ def test_samples_follow_captions_and_seeds(real, run):
     geometry = model_geometry(run)
     assert geometry == (8, 16, 16, 8.0, "crop")
     reference = Reference.fit(real, **geometry._asdict())
-    made = model_clips(run, geometry, reference.clips, 8, steps=6, batch=4)
+    made = open_model(run, geometry, steps=6, batch=4).clips(reference.clips, 8)
     captions = [clip.source.entry.caption for clip in reference.clips]
     assert [fact["caption"] for fact in made.facts] == [*captions, *captions[:2]]
     whole, part = made.load(0, 4), made.load(2, 4)
@@ -116,8 +169,6 @@ def test_samples_follow_captions_and_seeds(real, run):
 
 
 def test_sampling_that_was_interrupted_goes_on(real, run, tmp_path, monkeypatch):
-    from tpdiff.sampling.pipeline import PyramidPipeline
-
     sampled, call_pipeline = [], PyramidPipeline.__call__
 
     def counted(self, prompts, **options):
@@ -133,19 +184,29 @@ def test_sampling_that_was_interrupted_goes_on(real, run, tmp_path, monkeypatch)
     sampled.insert(0, None)
     assert figures(*asked)[0]["clips"] == 6
     assert sampled == [None, 2, 2, 2]
+    figures(*asked)
+    assert sampled == [None, 2, 2, 2]
+    monkeypatch.setattr("tpdiff.evaluation.quality.__version__", "another")  # which may sample otherwise
+    figures(*asked)
+    assert sampled == [None, 2, 2, 2, 2, 2, 2]
+
+
+def test_a_model_that_is_told_no_captions_is_not_judged_by_them(captioned, untold, cache, tmp_path):
+    geometry = model_geometry(untold)
+    made = open_model(untold, geometry, steps=2).clips(real_clips(captioned, geometry, 2), 3)
+    assert made.facts == ({}, {}, {}) and made.load(0, 1).shape == (1, 3, 8, 16, 16)
+    asked = ("--clips", 2, "--steps", "2", "--cache-dir", cache, "--rounds", 20)
+    code, out, err = call("eval", captioned, untold, *asked)
+    assert code == 0 and "motion magnitude" in out and "recognized" not in out, err
+    said = refused("eval", captioned, untold, *asked, "--clip", tiny_clip(tmp_path))
+    assert "--clip compares clips with their captions, and the model in" in said
 
 
 @pytest.mark.slow
-def test_captions_are_judged(real, cache, run):
+def test_captions_are_judged(captioned, cache, run):
     """Attributes of the metadata that captions determine; here there is one, and a classifier of few clips."""
-    folder = cache / "captioned"
-    shutil.copytree(real, folder)
-    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-    for row in rows:
-        row["size"] = "low" if "below" in row["caption"] else "high"
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = ("--clips", 6, "--steps", "6", "--cache-dir", cache, "--rounds", 20, "--json")
-    code, out, err = call("eval", folder, run, *asked)
+    code, out, err = call("eval", captioned, run, *asked)
     assert code == 0, err
     accuracy = json.loads(out)["accuracy"]
     assert set(accuracy) == {"size"}
@@ -252,6 +313,26 @@ def test_refusals(real, made, run, cache, tmp_path):
     write_video(tmp_path / "broken" / "odd.mp4", torch.zeros(5, 16, 16, 3, dtype=torch.uint8), 8)
     message = refused("eval", real, tmp_path / "broken", *there)
     assert "2 of 11 videos" in message and "00004.mp4: " in message and "odd.mp4: has 5 frames" in message
+
+
+def test_a_model_and_the_file_are_checked_before_the_real_clips_are_looked_at(real, made, run, tmp_path):
+    absent, there = tmp_path / "absent", ("--cache-dir", tmp_path / "cache")
+    for options, message in {
+        ("--steps", "2"): "cannot fill 3 stages",
+        ("--size", "17x16"): "height 17 is not a multiple of 8",
+        ("--solver", "rk4"): "unknown solver 'rk4'; known: euler, ddim, heun",
+        ("--device", "gpu"): "device 'gpu' is neither cpu nor cuda",
+        ("--dtype", "int8"): "dtype 'int8' is none of float32, bfloat16, float16",
+        ("--out", tmp_path): f"{tmp_path} is a folder; name a file in it",
+        ("--out", real / "metadata.jsonl" / "figures.json"): "metadata.jsonl is a file",
+    }.items():
+        assert message in refused("eval", absent, run, *options, *there)
+    shutil.copytree(real, tmp_path / "others")
+    rewrite(tmp_path / "others", lambda row: row | {"caption": "nothing of the kind"})
+    assert "'nothing of the kind' is not one of them" in refused("eval", tmp_path / "others", run, *there)
+    clip = ("--clip", tiny_clip(tmp_path / "clip"))
+    assert "10 of 10 made clips have no caption" in refused("eval", absent, made, *clip, *there)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_help():

@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 
+from tpdiff.data import write_video
 from tpdiff.evaluation import demo
+from tpdiff.evaluation.made import model_geometry
+from tpdiff.metrics.clips import choose_clips, find_sources, load_clips
 from tpdiff.models.autoencoder import compression, load_autoencoder
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.shipped import CARD, card, shipped_models
@@ -40,6 +43,20 @@ def test_both_show_the_action_that_they_are_told():
         action = card(shipped_models()[name])["figures"]["accuracy"]["action"]
         assert action["real"] > 0.95  # what the classifier makes of real clips
         assert action["made"] > 0.6 and action["guess"] < 0.21
+
+
+@pytest.mark.parametrize("name", ["gameplay-vanilla", "gameplay-pyramid"])
+def test_they_are_compared_with_clips_of_their_rate(name, tmp_path):
+    """Of the game's 35 frames a second those are the files' own, which the figures on their cards were taken with."""
+    geometry = model_geometry(shipped_models()[name])
+    assert geometry == (16, 48, 64, 35.0, "crop")
+    pixels = torch.randint(0, 256, (40, 48, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    write_video(tmp_path / "test" / "0.mp4", pixels, 35)
+    own, same = (
+        load_clips(choose_clips(find_sources(tmp_path, one, "test"), one, None, 0), one)
+        for one in (geometry._replace(fps=None), geometry)
+    )
+    assert own.shape == (2, 3, 16, 48, 64) and torch.equal(own, same)
 
 
 def test_the_autoencoder_keeps_every_frame_and_is_no_model():

@@ -1,7 +1,9 @@
 """`tpdiff train`, `sample` and `export` of fine-tuned pipelines: what other programs load is what was trained."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import pytest
@@ -13,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from test_tuning import sample, trained
 from tiny import find_case, picture
 
+from tpdiff.data.clips import Geometry
+from tpdiff.evaluation.made import open_model
 from tpdiff.pyramid import Pyramid
 from tpdiff.sampling.apply import apply_pyramid, remove_pyramid
 from tpdiff.sampling.export import original_matrices
 from tpdiff.sampling.pipeline import PyramidPipeline
-from tpdiff.sampling.tuned import Tuned, TunedPipeline
+from tpdiff.sampling.tuned import TOLD, Tuned, TunedPipeline, low_rank_matrices
 from tpdiff.schedulers import schedule_of
 from tpdiff.training.load_config import dump_config
 
@@ -134,13 +138,19 @@ def test_a_tuned_pipeline_is_evaluated(run, digits, tmp_path):
     height, width = WAN.narrow[1:]
     folder = run(WAN, **LORA)
     options = ["--clips", 2, "--steps", "1,1,1", "--batch", 2, "--rounds", 10, "--no-classify"]
-    options += ["--guidance-scale", 1, "--cache-dir", tmp_path / "cache", "--json"]
+    options += ["--device", "cpu", "--cache-dir", tmp_path / "cache", "--json"]
     code, out, err = call("eval", digits, folder, *options)
     assert code == 0, err
     figures = json.loads(out)
     assert figures["clips"] == 2 and figures["frechet_distance"]["value"] > 0
     made = figures["protocol"]["made"]
     assert (made["kind"], made["solver"], made["steps"]) == ("samples", None, [1, 1, 1])
+    assert (made["guidance_scale"], made["dtype"], made["device"]) == (5.0, "float32", "cpu")  # 5 is the pipeline's own
+    told = json.loads(call("eval", digits, folder, *options, "--guidance-scale", 5, "--batch", 2)[1])
+    assert told == figures
+    lower = open_model(folder, Geometry(*WAN.narrow), steps=3, guidance_scale=1, dtype=torch.bfloat16)
+    assert lower.pipeline.network.dtype == torch.bfloat16 and lower.source["dtype"] == "bfloat16"
+    assert (lower.source["guidance_scale"], lower.sampling.batch) == (1, 4)
     weights = load_file(matrices := next(folder.glob("checkpoints/*/pytorch_lora_weights.safetensors")))
     save_file({name: value + 1 for name, value in weights.items()}, matrices)
     other = json.loads(call("eval", digits, folder, *options)[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tpdiff.cli.data import parse_size
+from tpdiff.cli.device import as_device, as_dtype
 from tpdiff.cli.quiet import quiet
 from tpdiff.cli.sample import _steps
 
 if TYPE_CHECKING:
     from tpdiff.data.clips import Geometry
     from tpdiff.evaluation.quality import Quality
+    from tpdiff.metrics.clips import Clip
 
 ALL = "all"
 
@@ -42,34 +44,61 @@ def evaluate(
     fps: Annotated[float | None, typer.Option(help="Frames a second; as the model, else each file's own.")] = None,
     resize: Annotated[str | None, typer.Option(help="crop or stretch; as the model, else crop.")] = None,
     steps: Annotated[str, typer.Option(help="Sampling steps: a total, or one count a stage (10,10,10).")] = "30",
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance of samples; 1 is none.")] = 1.0,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Guidance; if not given a fine-tuned pipeline's own, else 1, which is none.")
+    ] = None,
     solver: Annotated[str | None, typer.Option(help="euler (if not given), ddim or heun.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Clips sampled at a time.")] = 16,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Clips sampled at a time; 16 if not given, of a fine-tuned pipeline 4.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=10, help="Of the bootstrap.")] = 1000,
     classify: Annotated[bool, typer.Option(help="Judge by a classifier whether clips show their captions.")] = True,
     cache_dir: Annotated[Path | None, typer.Option(help="Where features are kept; ~/.cache/tpdiff.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of a fine-tuned pipeline's weights; bfloat16 on cuda, else float32.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Fréchet and kernel distance of made clips to real ones, with a real-against-real floor and the protocol."""
     quiet()
     from tpdiff.evaluation import made as making
+    from tpdiff.evaluation.quality import check_captions
     from tpdiff.evaluation.quality import evaluate as measure
+    from tpdiff.files import check_writable, write_whole
     from tpdiff.metrics import Reference, open_features
     from tpdiff.metrics.attributes import find_attributes
     from tpdiff.metrics.captions import CaptionSimilarity
     from tpdiff.metrics.classifier import Classifier
     from tpdiff.models.memory import keep_freed_memory
 
+    if out is not None:
+        check_writable(out)
+    where, kind = as_device(device), None if dtype is None else as_dtype(dtype)
     keep_freed_memory()
     counts = _steps(steps)
     sampled = making.is_model(made)
     geometry = making.model_geometry(made) if sampled else making.folder_geometry(made)
     geometry = _override(geometry, frames, size, fps, resize)
     ours = None if sampled else making.folder_clips(made, geometry, clips, seed)
-    chosen = open_features(features, device)
-    similarity = None if clip is None else CaptionSimilarity.load(clip, device)
+    chosen = open_features(features, where)
+    similarity = None if clip is None else CaptionSimilarity.load(clip, where)
+    model = None
+    if sampled:
+        asked: dict[str, Any] = {"steps": counts, "guidance_scale": guidance_scale, "solver": solver, "batch": batch}
+        model = making.open_model(made, geometry, **asked, device=where, dtype=kind)
+        if similarity is not None and not model.told:
+            raise ValueError(f"--clip compares clips with their captions, and the model in {made} is told none")
+    if similarity is not None and ours is not None:
+        check_captions("made", [fact.get("caption") for fact in ours.facts])
+
+    def check(like: Sequence[Clip]) -> None:
+        if model is not None:
+            model.check(like)
+        if similarity is not None:
+            check_captions("real", [one.source.entry.caption for one in like])
+
     place = cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tpdiff"
     with _progress() as bar:
         reference = Reference.fit(
@@ -81,21 +110,12 @@ def evaluate(
             fit_split=None if split == ALL else "train",
             cache_dir=place,
             features=chosen,
+            check=check,
             progress=bar("real clips"),
         )
-        if ours is None:
-            ours = making.model_clips(
-                made,
-                geometry,
-                reference.clips,
-                clips,
-                steps=counts,
-                guidance_scale=guidance_scale,
-                solver=solver,
-                batch=batch,
-                seed=seed,
-                device=device,
-            )
+        if model is not None:
+            ours = model.clips(reference.clips, clips, seed)
+        assert ours is not None  # the one or the other
         judge = None
         entries = [source.entry for source in reference.training]
         captioned = all(fact.get("caption") for fact in ours.facts)
@@ -116,10 +136,7 @@ def evaluate(
     figures = {"real": str(real), "made": str(made)} | quality.as_dict()
     text = json.dumps(figures, indent=2, ensure_ascii=False)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = out.with_name(f".{out.name}.part")
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, out)
+        write_whole(out, text + "\n")
     if as_json:
         print(text)
     else:

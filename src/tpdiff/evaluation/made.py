@@ -17,14 +17,19 @@ from torch import Tensor
 from tpdiff.data import read_clip, scan
 from tpdiff.data.clips import Geometry
 from tpdiff.evaluation.gauges import facts_of
-from tpdiff.evaluation.samples import Sampling, sample_batch
-from tpdiff.metrics.clips import Clip, clips_digest, exact_sources, file_digest, shuffled
+from tpdiff.evaluation.samples import AnyPipeline, Sampling, sample_batch
+from tpdiff.evaluation.weights import weights_digest
+from tpdiff.metrics.clips import Clip, clips_digest, exact_sources, shuffled
 from tpdiff.models.conditioning import NoCondition
 from tpdiff.pyramid.steps import split_steps
-from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
-from tpdiff.sampling.tuned import HERE, LORA, TOLD
+from tpdiff.sampling.opening import open_pipeline
+from tpdiff.sampling.pipeline import newest_checkpoint
+from tpdiff.sampling.solvers import check_solver
+from tpdiff.sampling.trained import TOLD
+from tpdiff.sampling.tuned import TunedPipeline
 
 FOLDER_PART = 16  # clips of a folder that are in memory at a time
+BATCH, TUNED_BATCH = 16, 4  # clips sampled at a time, by networks of tpdiff's own and by fine-tuned pipelines
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Made:
         part: how many are best asked for at a time.
         source: what they are and everything that they depend on, JSON values.
         load: (first, last) -> uint8 (last - first, 3, T, H, W).
-        facts: for each clip, what its caption or metadata say of it.
+        facts: for each clip, what its caption or metadata say of it; nothing where its model was told nothing.
     """
 
     count: int
@@ -58,14 +63,15 @@ def model_geometry(path: str | Path) -> Geometry:
     Raises:
         FileNotFoundError: no model there.
     """
-    folder = newest_checkpoint(Path(path))
-    for place in (folder, folder.parent.parent):
-        if (place / "config.yaml").is_file():
-            data = yaml.safe_load((place / "config.yaml").read_text())["data"]
-            return Geometry(data["frames"], data["height"], data["width"], data.get("fps"), data.get("resize", "crop"))
+    folder = newest_checkpoint(Path(path)).resolve()
+    run = folder.parent.parent
+    if folder.parent.name == "checkpoints" and (run / "config.yaml").is_file():
+        data = yaml.safe_load((run / "config.yaml").read_text())["data"]
+        return Geometry(data["frames"], data["height"], data["width"], data.get("fps"), data.get("resize", "crop"))
     told = folder / TOLD
     index = json.loads((told if told.is_file() else folder / "model_index.json").read_text())
-    return Geometry(*index["default_size"])
+    frames, height, width = index["default_size"]
+    return Geometry(frames, height, width, index.get("fps"))
 
 
 def folder_geometry(path: str | Path) -> Geometry:
@@ -97,62 +103,110 @@ def folder_clips(path: str | Path, geometry: Geometry, count: int | None = None,
     return Made(len(clips), FOLDER_PART, {"kind": "videos", "digest": clips_digest(clips)}, load, facts)
 
 
-def model_clips(
+@dataclass(frozen=True)
+class Model:
+    """A model that clips of one size are asked of.
+
+    Attributes:
+        pipeline: the model.
+        sampling: how it is asked.
+        size: (frames, height, width) of the clips.
+        source: what their samples depend on beside seed and captions, JSON values.
+    """
+
+    pipeline: AnyPipeline
+    sampling: Sampling
+    size: tuple[int, int, int]
+    source: dict[str, Any]
+
+    @property
+    def told(self) -> bool:
+        """Whether it is told captions."""
+        return not isinstance(self.pipeline.conditioner, NoCondition)
+
+    def check(self, like: Sequence[Clip]) -> None:
+        """Raise ValueError for a caption of these clips that the model cannot be told."""
+        captions = {clip.source.entry.caption for clip in like} if self.told else set()
+        self.pipeline.conditioner.check(sorted(caption for caption in captions if caption is not None))
+
+    def clips(self, like: Sequence[Clip], count: int | None = None, seed: int = 0) -> Made:
+        """Samples with seeds `seed`, `seed` + 1, ... and the captions of real clips in their order. Of a model that is
+        not told captions, nothing is said of any sample.
+
+        like: the real clips; where more samples are wanted they are gone through again. count: None: as many as them.
+
+        Raises:
+            ValueError: a count or caption that the model cannot serve.
+        """
+        count = len(like) if count is None else count
+        if count < 1:
+            raise ValueError(f"clips {count} is below 1")
+        asked = list(itertools.islice(itertools.cycle(like), count))
+        self.check(asked)
+        captions = [clip.source.entry.caption if self.told else None for clip in asked]
+
+        def load(first: int, last: int) -> Tensor:
+            return sample_batch(self.pipeline, captions[first:last], self.sampling, seed + first, self.size)
+
+        source = self.source | {
+            "first_seed": seed,
+            "captions": hashlib.sha256(json.dumps(captions).encode()).hexdigest(),
+            "caption_rule": "those of the real clips, in their order" if self.told else "none, as in training",
+        }
+        facts = tuple(facts_of(asked)) if self.told else ({},) * count
+        return Made(count, self.sampling.batch, source, load, facts)
+
+
+def open_model(
     path: str | Path,
     geometry: Geometry,
-    like: Sequence[Clip],
-    count: int | None = None,
     *,
     steps: int | Sequence[int] = 30,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | None = None,
     solver: str | None = None,
-    batch: int = 16,
-    seed: int = 0,
+    batch: int | None = None,
     device: str | torch.device = "cpu",
-) -> Made:
-    """Samples of a model with seeds `seed`, `seed` + 1, ... and the captions of real clips in their order.
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """A model to sample clips of this geometry from.
 
-    like: the real clips; where more samples are wanted they are gone through again. count: None: as many as them.
-    solver: as `Sampling`'s; None: "euler", or a fine-tuned pipeline's own scheduler.
+    Args:
+        path: a run's folder, a checkpoint or a pipeline.
+        geometry: of the clips.
+        steps: as `Sampling`'s.
+        guidance_scale: None: a fine-tuned pipeline's own, else 1, which is none.
+        solver: as `Sampling`'s; None: "euler", or a fine-tuned pipeline's own scheduler.
+        batch: clips made at a time; None: 16, of a fine-tuned pipeline 4.
+        device: where to sample.
+        dtype: as for `open_pipeline`.
 
     Raises:
-        ValueError: a count, caption, size or number of steps that the model cannot serve.
+        ValueError: a size, a number of steps or an option that the model cannot serve.
         FileNotFoundError: no model there.
     """
-    count = len(like) if count is None else count
-    if count < 1:
-        raise ValueError(f"clips {count} is below 1")
-    folder = newest_checkpoint(Path(path))
-    pipeline = PyramidPipeline.from_pretrained(folder).to(device)
-    if isinstance(pipeline, PyramidPipeline):
-        pipeline.set_progress_bar_config(disable=True)
-        solver = solver or "euler"
+    folder, place = newest_checkpoint(Path(path)), torch.device(device)
+    pipeline, kind = open_pipeline(folder, place, dtype)
+    if isinstance(pipeline, TunedPipeline):
+        told = {"solver": solver, "guidance_scale": guidance_scale}
+        pipeline.check_options([name for name, value in told.items() if value is not None])
+        usual_guidance, batch = pipeline.usual_guidance, batch or TUNED_BATCH
     else:
-        pipeline.check_options([] if solver is None else ["solver"])
+        solver = solver or "euler"
+        check_solver(solver)
+        usual_guidance, batch = 1.0, batch or BATCH
     split_steps(steps, len(pipeline.pyramid))
     pipeline.check_size(geometry[:3])
-    entries = [clip.source.entry for clip in itertools.islice(itertools.cycle(like), count)]
-    sampling = Sampling(steps, guidance_scale, solver, batch)
-    takes_captions = not isinstance(pipeline.conditioner, NoCondition)
-    captions = [entry.caption if takes_captions else None for entry in entries]
-    pipeline.conditioner.check(sorted({c for c in captions if c is not None}))
-
-    def load(first: int, last: int) -> Tensor:
-        return sample_batch(pipeline, captions[first:last], sampling, seed + first, geometry[:3])
-
     source = {
         "kind": "samples",
         "weights": weights_digest(folder),
-        "first_seed": seed,
+        "device": place.type,
+        "dtype": str(kind).removeprefix("torch."),
         "steps": steps if isinstance(steps, int) else list(steps),
-        "guidance_scale": guidance_scale,
+        "guidance_scale": usual_guidance if guidance_scale is None else guidance_scale,
         "solver": solver,
         "batch": batch,
-        "captions": hashlib.sha256(json.dumps(captions).encode()).hexdigest(),
-        "caption_rule": "those of the real clips, in their order",
     }
-    facts = tuple({"caption": entry.caption, **entry.extra} for entry in entries)
-    return Made(count, batch, source, load, facts)
+    return Model(pipeline, Sampling(steps, guidance_scale, solver, batch), geometry[:3], source)
 
 
 def _whole(clip: Clip, geometry: Geometry) -> Tensor:
@@ -160,13 +214,3 @@ def _whole(clip: Clip, geometry: Geometry) -> Tensor:
     frames, height, width, fps, _ = geometry
     pictures = read_clip(clip.source.entry.path, frames=frames, fps=fps)[:, :height, :width]
     return pictures.permute(3, 0, 1, 2).contiguous()
-
-
-def weights_digest(folder: Path) -> str:
-    """SHA-256 over what a pipeline is loaded from; the state of training beside it does not count."""
-    patterns = ("model_index.json", TOLD, LORA, "*/*.safetensors", "*/*.json")
-    files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
-    lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}" for file in files]
-    if (folder / TOLD).is_file() and (base := json.loads((folder / TOLD).read_text())["base"]) != HERE:
-        lines.append(weights_digest(Path(base)) if Path(base).is_dir() else base)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 
@@ -104,9 +105,8 @@ def evaluate(
     real_facts = facts_of(reference.clips)
     said, real_said = ([fact.get("caption") or "" for fact in facts] for facts in (made.facts, real_facts))
     if similarity is not None:
-        for kind, captions in (("made", said), ("real", real_said)):
-            if absent := captions.count(""):
-                raise ValueError(f"{absent} of {len(captions)} {kind} clips have no caption to compare them with")
+        check_captions("made", said)
+        check_captions("real", real_said)
 
     def measure_made(first: int, last: int) -> np.ndarray:
         videos = made.load(first, last)
@@ -141,9 +141,20 @@ def evaluate(
             "classifier": None if classifier is None else classifier.key,
             "captions": None if similarity is None else similarity.identity(),
             "interval": {"method": "bootstrap over real and made clips, centred percentiles, 95 %", "rounds": rounds},
-            "software": {"tpdiff": __version__, "torch": torch.__version__},
+            "software": software(),
         },
     )
+
+
+def check_captions(kind: str, captions: Sequence[str | None]) -> None:
+    """Raise ValueError for "made" or "real" clips without a caption that they could be compared with."""
+    if absent := sum(not caption for caption in captions):
+        raise ValueError(f"{absent} of {len(captions)} {kind} clips have no caption to compare them with")
+
+
+def software() -> dict[str, str]:
+    """Versions of what samples come from."""
+    return {"tpdiff": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
 def too_few(clips: int) -> str | None:
@@ -176,4 +187,6 @@ def _key(kind: str, reference: Reference, source: dict[str, Any], gauges: Gauges
     }
     if gauges.similarity is not None:
         values["captions"] = said
+    if source.get("kind") == "samples":
+        values["software"] = software()
     return f"{kind}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]}"

@@ -23,13 +23,13 @@ class Sampling:
 
     Attributes:
         steps: network evaluations of the solver, in all or a stage, coarsest first.
-        guidance_scale: classifier-free guidance; 1 is none.
+        guidance_scale: classifier-free guidance; 1 is none. None: what the pipeline does when it is not told.
         solver: "euler", "ddim" or "heun"; None: the pipeline's own scheduler, where that samples.
         batch: clips made at a time.
     """
 
     steps: int | Sequence[int] = 30
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = 1.0
     solver: str | None = "euler"
     batch: int = 32
 
@@ -70,17 +70,16 @@ def sample_batch(
     size: (frames, height, width) in pixels; None: as trained.
     """
     frames, height, width = size
-    solver: dict[str, Any] = {} if sampling.solver is None else {"solver": sampling.solver}
+    told: dict[str, Any] = {"guidance_scale": sampling.guidance_scale, "solver": sampling.solver}
     videos = pipeline(
         captions,
         steps=sampling.steps,
-        guidance_scale=sampling.guidance_scale,
         num_frames=frames,
         height=height,
         width=width,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(len(captions))],
         output_type="pt",
-        **solver,
+        **{name: value for name, value in told.items() if value is not None},
     ).frames
     return frames_to_uint8(torch.as_tensor(videos)).transpose(1, 2).contiguous().cpu()
 

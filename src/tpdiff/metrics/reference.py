@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class Reference:
         fit_split: str | None = "train",
         cache_dir: str | Path | None = None,
         features: FeatureSet | None = None,
+        check: Callable[[tuple[Clip, ...]], None] | None = None,
         progress: Progress | None = None,
     ) -> Reference:
         """Open a dataset folder and take the features of its real clips.
@@ -101,6 +102,7 @@ class Reference:
             fit_split: where the clips of the projection and of the floor come from.
             cache_dir: where features are kept from one call to the next; None: nowhere.
             features: None: `efficientnet_features()`.
+            check: called with the real clips before their features are taken; what it raises ends the call.
             progress: called with (clips done, clips in all), for each of the three sets of clips.
 
         Raises:
@@ -113,6 +115,8 @@ class Reference:
         features.check_frames(frames)
         real_from, fit_from = _pools(folder, geometry, split, fit_split, seed)
         real_clips = choose_clips(real_from, geometry, clips, seed)
+        if check is not None:
+            check(real_clips)
         training = fit_from
         held_from, fit_from = _hold_out(training, len(real_clips), geometry)
         held_count = min(len(real_clips), count_windows(held_from, frames))

@@ -12,7 +12,7 @@ from tpdiff.pyramid.schedule import Level
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.pyramid.targets import check_prediction_type
-from tpdiff.sampling.solvers import SOLVERS
+from tpdiff.sampling.solvers import SOLVERS, check_solver
 
 Denoiser = Callable[[Tensor, Tensor, int], Tensor]
 """(x at the stage's size, t (B,) in [0, 1], stage) -> prediction of x's shape."""
@@ -83,8 +83,7 @@ def sample_pyramid(
         ValueError: before any call of the denoiser, for an illegal size, step count, solver or prediction type.
     """
     counts = split_steps(steps, len(pyramid))
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
+    check_solver(solver)
     grids = {k: pyramid.levels(k, counts[len(pyramid) - 1 - k], spacing) for k in range(len(pyramid))}
     coarsest = len(pyramid) - 1
     check_prediction_type(prediction_type, pyramid.stages[coarsest].start_level)

@@ -52,6 +52,12 @@ def heun(predict: Predict, x: Tensor, level: Level, target: Level, prediction_ty
 SOLVERS: dict[str, Solver] = {"euler": euler, "ddim": ddim, "heun": heun}
 
 
+def check_solver(name: str) -> None:
+    """Raise ValueError for a name that is not in `SOLVERS`."""
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver {name!r}; known: {', '.join(SOLVERS)}")
+
+
 def _slope(prediction: Tensor, x: Tensor, level: Level, prediction_type: str) -> tuple[Tensor, Tensor]:
     """(ε̂ - x̂_0, x̂_0) at a level."""
     sample, noise = sample_and_noise(prediction, x, level.alpha, level.sigma, prediction_type)

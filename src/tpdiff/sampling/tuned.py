@@ -66,6 +66,14 @@ class TunedPipeline:
         return getattr(self.pipe, self.config.component)
 
     @property
+    def usual_guidance(self) -> float | None:
+        """The guidance of a call that is not told any; None: there is none to tell."""
+        takes = inspect.signature(stock_class(self.pipe).__call__).parameters
+        guider = getattr(self.pipe, "guider", None)  # has it where the call does not
+        own = takes["guidance_scale"].default if "guidance_scale" in takes else getattr(guider, "guidance_scale", None)
+        return self.config.options.get("guidance_scale", own)
+
+    @property
     def conditioner(self) -> AnyText:
         """What prompts may be."""
         return AnyText()
@@ -147,8 +155,8 @@ class TunedPipeline:
         elif told.kind is not None:
             self.network.save_pretrained(str(place / told.component))
         for name in told.adapters:
-            layers = {f"{_loader_name(told.component)}_lora_layers": low_rank_matrices(self.network, name)}
-            stock_class(self.pipe).save_lora_weights(str(_adapter_folder(place, name)), **layers)  # type: ignore[attr-defined]
+            layers = {f"{loader_name(told.component)}_lora_layers": low_rank_matrices(self.network, name)}
+            stock_class(self.pipe).save_lora_weights(str(adapter_folder(place, name)), **layers)  # type: ignore[attr-defined]
         (place / TOLD).write_text(json.dumps(asdict(told), indent=1))
 
     def check_options(self, told: Collection[str]) -> None:
@@ -188,9 +196,9 @@ def load_tuned(folder: Path, dtype: torch.dtype = torch.float32) -> TunedPipelin
     if told.kind is not None and told.base != HERE:
         kind, place = getattr(diffusers, told.kind), str(folder / told.component)
         pipe.register_modules(**{told.component: kind.from_pretrained(place, use_safetensors=True, dtype=dtype)})
-    second = {} if told.component == _loader_name(told.component) else {f"load_into_{told.component}": True}
+    second = {} if told.component == loader_name(told.component) else {f"load_into_{told.component}": True}
     for name in told.adapters:
-        pipe.load_lora_weights(str(_adapter_folder(folder, name)), adapter_name=name, **second)
+        pipe.load_lora_weights(str(adapter_folder(folder, name)), adapter_name=name, **second)
     return TunedPipeline(pipe, getattr(pipe, told.component), told)
 
 
@@ -259,12 +267,13 @@ def _asking_as_before(network: nn.Module) -> Iterator[None]:
             p.requires_grad_(before)
 
 
-def _loader_name(component: str) -> str:
+def loader_name(component: str) -> str:
     """What diffusers calls a network in files of low-rank matrices: a second one as the first."""
     return component.removesuffix("_2")
 
 
-def _adapter_folder(folder: Path, name: str) -> Path:
+def adapter_folder(folder: Path, name: str) -> Path:
+    """Where a set of low-rank matrices lies in a saved network's folder."""
     return folder if name == adapter_name(None) else folder / name
 
 
