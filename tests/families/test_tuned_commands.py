@@ -284,6 +284,33 @@ def test_matrices_of_a_second_network_load_into_it(tuning, saved, tmp_path):
     assert float((sample(stock, case) - before).abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("per_stage", [False, True])
+def test_matrices_are_exported_without_the_pipeline_that_they_belong_to(per_stage, run, saved, tmp_path):
+    base = shutil.copytree(saved(WAN), tmp_path / "base")
+    folder = run(WAN, steps=1, path=str(base), lora=LORA["lora"] | {"per_stage": per_stage})
+    for weights in base.rglob("*.safetensors"):
+        weights.unlink()
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    for dtype in ("float32", "bfloat16"):
+        code, _, err = call("export", folder, "--out", tmp_path / dtype, "--dtype", dtype)
+        assert code == 0, err
+        files = {path.relative_to(tmp_path / dtype) for path in (tmp_path / dtype).rglob("*.*")}
+        assert len(files) == (4 if per_stage else 2)
+        for file in files - {Path(TOLD)}:
+            before, after = load_file(checkpoint / file), load_file(tmp_path / dtype / file)
+            assert before.keys() == after.keys()
+            assert all(torch.equal(before[n].to(getattr(torch, dtype)), one) for n, one in after.items())
+        assert (tmp_path / dtype / TOLD).read_bytes() == (checkpoint / TOLD).read_bytes()
+    asked = ("export", folder, "--format", "comfyui", "--out", tmp_path / "matrices.safetensors")
+    if per_stage:
+        assert "this run has 3, one a stage; nearest: diffusers" in refused_in_a_line(*asked)
+        return
+    code, _, err = call(*asked)
+    assert code == 0, err
+    written = load_file(tmp_path / "matrices.safetensors")
+    assert len(written) == len(before) and "diffusion_model.blocks.0.self_attn.q.lora_A.weight" in written
+
+
 @pytest.mark.parametrize(
     ("name", "targets", "message"),
     [
@@ -297,13 +324,18 @@ def test_matrices_of_a_second_network_load_into_it(tuning, saved, tmp_path):
 def test_a_family_without_a_converter_is_named(name, targets, message):
     tuned = untrained(find_case(name), targets, "default")
     with pytest.raises(ValueError, match=f"no comfyui format for {message}"):
-        original_matrices(tuned)
+        original_matrices(tuned.pipe, sets_of(tuned))
 
 
 def test_a_set_of_matrices_a_stage_is_no_comfyui_file():
     tuned = untrained(WAN, ["to_q"], "stage_0", "stage_1")
     with pytest.raises(ValueError, match="this run has 2, one a stage; nearest: diffusers"):
-        original_matrices(tuned)
+        original_matrices(tuned.pipe, sets_of(tuned))
+
+
+def sets_of(tuned):
+    """A pipeline's low-rank matrices by the names of their sets."""
+    return {name: low_rank_matrices(tuned.network, name) for name in tuned.config.adapters}
 
 
 def untrained(case, targets, *names):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tpdiff.cli.device import DTYPES, as_dtype
 from tpdiff.cli.quiet import quiet
 
-if TYPE_CHECKING:
-    import torch
-
 FORMATS = ("diffusers", "comfyui")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def export(
@@ -35,27 +32,20 @@ def export(
     from safetensors.torch import save
 
     from tpdiff.files import write_whole
-    from tpdiff.sampling.export import original_matrices
-    from tpdiff.sampling.pipeline import PyramidPipeline
-    from tpdiff.sampling.tuned import TunedPipeline
+    from tpdiff.sampling.export import SavedMatrices
+    from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
+    from tpdiff.sampling.trained import TOLD
     from tpdiff.training.checkpoint import write_pipeline
 
-    pipeline: Any = PyramidPipeline.from_pretrained(run, dtype=kind)
-    tuned = isinstance(pipeline, TunedPipeline)
+    folder = newest_checkpoint(run)
+    saved = SavedMatrices.open(folder, kind) if (folder / TOLD).is_file() else None
     if format == "comfyui":
-        if not tuned:
+        if saved is None:
             raise ValueError("no comfyui format for a network of tpdiff's own; nearest: diffusers")
-        matrices = original_matrices(pipeline)
-        write_whole(out, save({name: value.to(kind) for name, value in matrices.items()}, {"format": "pt"}))
+        write_whole(out, save(saved.original(), {"format": "pt"}))
+    elif saved is not None and saved.told.adapters:
+        write_pipeline(out, saved)
     else:
-        write_pipeline(out, pipeline.whole() if tuned and not pipeline.config.adapters else pipeline)
+        pipeline: Any = PyramidPipeline.from_pretrained(folder, dtype=kind)
+        write_pipeline(out, pipeline if saved is None else pipeline.whole())
     print(out)
-
-
-def as_dtype(name: str) -> torch.dtype:
-    """Raises ValueError for a dtype that weights are not kept in."""
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is none of {', '.join(DTYPES)}")
-    import torch
-
-    return getattr(torch, name)
