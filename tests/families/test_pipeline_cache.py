@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from in_order import InOrderOf
 from safetensors.torch import load_file, save_file
 from test_tuning import LORA, USUAL, moved, parts, trained
@@ -15,7 +16,7 @@ from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.stock import is_hollow
 from tpdiff.training.cache import make_cache
 from tpdiff.training.dry_run import dry_run
-from tpdiff.training.pipeline_encoder import PipelineEncoder
+from tpdiff.training.pipeline_encoder import PipelineEncoder, open_encoder
 from tpdiff.training.trainer import Trainer
 
 NEED_THE_VIDEOS = [case.name for case in CASES if "picture" in case.name]
@@ -95,6 +96,23 @@ def test_a_dry_run_and_a_validation_read_shards_too(tuning, cached, tmp_path):
     )
     record = run.validation.records[-1]
     assert set(record["loss"]) == {"0", "1", "2"} and (tmp_path / "run" / record["samples"][0]).is_file()
+
+
+def test_only_the_processes_that_encode_read_weights(tuning, tmp_path, monkeypatch):
+    """The empty caption is theirs as well, whatever captions there are."""
+    opened, config = [], tuning(find_case("wan"), "data.starts=1", "data.split=", "condition.kind=none")
+
+    def watched(*arguments):
+        opened.append(open_encoder(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr("tpdiff.training.cache.open_encoder", watched)
+    make_cache(config, tmp_path / "shards", shards=1)
+    (encoder,) = opened
+    assert all(is_hollow(part) for part in parts(encoder.asker.pipe).values())
+    kept = ShardDataset(str(tmp_path / "shards")).empty_prompt
+    (wanted,) = PipelineEncoder(config).asker.encode([""])
+    assert kept.keys() == wanted.keys() and all(torch.equal(kept[name], wanted[name]) for name in kept)
 
 
 # What is refused

@@ -43,8 +43,10 @@ def load_stock(path: str, dtype: Dtypes = torch.float32, hollow: Callable[[str],
         )
     with _is_a_pipeline(path):
         folder = stock_folder(path)
-        parts = {} if hollow is None else _hollow_parts(folder, dtype, hollow)
-        return DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **parts)
+        if hollow is None:
+            return DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
+        parts = _hollow_parts(folder, dtype, hollow)
+        return _pipeline_class(folder).from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **parts)
 
 
 def missing_packages(path: str) -> list[str]:
@@ -86,6 +88,13 @@ def _is_installed(package: str) -> bool:
         return find_spec(IMPORTED_AS.get(package, package)) is not None
     except ModuleNotFoundError:  # what it is a part of is missing
         return False
+
+
+def _pipeline_class(folder: Path) -> Any:
+    """The class itself, which knows its optional components: `DiffusionPipeline` loads those anew that it is given."""
+    index: Any = DiffusionPipeline.load_config(str(folder))
+    name = index["_class_name"]
+    return getattr(diffusers, name, DiffusionPipeline) if isinstance(name, str) else DiffusionPipeline
 
 
 def _hollow_parts(folder: Path, dtype: Dtypes, hollow: Callable[[str], bool]) -> dict[str, nn.Module | None]:

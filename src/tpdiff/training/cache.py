@@ -27,11 +27,11 @@ import torch
 
 from tpdiff.data import BadFile, DataError, Entry, FolderScan, check_share, scan
 from tpdiff.data.folder import require_captions
-from tpdiff.data.shard_files import EMPTY_PROMPT, LISTING, digest_of, digest_of_file, receipt_name, shard_name
+from tpdiff.data.shard_files import EMPTY_PROMPT, LISTING, digest_of_file, receipt_name, shard_name
 from tpdiff.data.shards import read_listing
 from tpdiff.files import write_whole
 from tpdiff.training.cache_settings import cache_settings, difference, open_buckets
-from tpdiff.training.cache_workers import make_shards, one_thread
+from tpdiff.training.cache_workers import make_shards
 from tpdiff.training.config import Config
 from tpdiff.training.pipeline_encoder import open_encoder
 from tpdiff.training.progress import clock
@@ -108,15 +108,13 @@ def make_cache(
         raise ValueError(f"workers {workers} is below 1; nearest: 1")
     if not data.path:
         raise ValueError("data.path is required, the folder of videos to encode")
-    encoder = open_encoder(config)
+    encoder = open_encoder(config, None)
     buckets = open_buckets(config, encoder)
     found = scan(data.path, data.split, pictures=buckets.pictures)
     if config.condition.kind != "none":
         require_captions(found.entries, data.path)
     check_share(found, data.max_bad_share)
     settings = cache_settings(config, encoder)
-    with one_thread():
-        empty = encoder.states("")
     del encoder
     bad = [BadFile(_within(file.path, data.path), file.reason) for file in found.skipped]
     done, files, encoded, clips = 0, 0, 0, {}
@@ -133,7 +131,7 @@ def make_cache(
                 if report is not None and (update.files or update.encoded):
                     report(CacheStatus(files, len(found.entries), encoded, time.monotonic() - started))
         if done == len(plan):
-            clips = _finish(out, plan, config, head, empty, bad)
+            clips = _finish(out, plan, config, head, bad)
     seconds = time.monotonic() - started
     bad.sort(key=lambda file: file.path)
     return Cache(out, done == len(plan), len(plan), len(found.entries), clips, encoded, tuple(bad), seconds)
@@ -213,7 +211,6 @@ def _finish(
     plan: Mapping[str, Any],
     config: Config,
     head: Mapping[str, Any],
-    empty: bytes | None,
     bad: Sequence[BadFile],
 ) -> dict[str, int]:
     """Write what is known of a complete cache; returns the number of clips of each size."""
@@ -228,15 +225,14 @@ def _finish(
         facts = {"name": name, "bytes": receipt["bytes"], "digest": receipt["digest"]}
         facts |= {"receipt": digest_of_file(out / receipt_name(name)), "clips": dict(sorted(clips.items()))}
         shards.append(facts)
-    if empty is not None:
-        write_whole(out / EMPTY_PROMPT, empty)
+    captioned = head["settings"]["condition.encoder"] is not None
     rest = {
         "complete": True,
         "config": config.model_dump(mode="json"),
         "made_with": {"torch": torch.__version__, "diffusers": diffusers.__version__},
         "fps": config.data.fps or (median(rates) if rates else 8.0),
         "buckets": dict(sorted(total.items())),
-        "empty_prompt": None if empty is None else digest_of(empty),
+        "empty_prompt": digest_of_file(out / EMPTY_PROMPT) if captioned else None,
         "bad": [{"path": str(file.path), "reason": file.reason} for file in sorted(bad, key=lambda file: file.path)],
         "shards": shards,
     }

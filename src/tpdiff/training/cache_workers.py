@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from tpdiff.data.buckets import Buckets
+from tpdiff.data.shard_files import EMPTY_PROMPT
+from tpdiff.files import write_whole
 from tpdiff.training.batches import free_worker
 from tpdiff.training.config import Config
 from tpdiff.training.pipeline_encoder import open_encoder
@@ -39,6 +41,7 @@ def make_shards(
     stop: Callable[[], bool],
 ) -> Generator[Update, None, None]:
     """Make the shards of a plan, each in one of `workers` processes; ends early, after those under way, on a stop.
+    The first process encodes the empty caption too, into `EMPTY_PROMPT`, where captions are encoded.
 
     Raises:
         ValueError, OSError: what a worker could not do (a full disk, say).
@@ -120,6 +123,8 @@ def _work(config: Config, buckets: Buckets, out: Path, number: int, pipe: Connec
     try:
         with one_thread():
             encoder = open_encoder(config, f"cuda:{number % devices}" if devices else "cpu")
+            if number == 0 and (empty := encoder.states("")) is not None:
+                write_whole(out / EMPTY_PROMPT, empty)
             maker = ShardMaker(encoder, buckets, out, lambda files, clips: pipe.send((None, files, clips)))
             while True:
                 name, sources = pipe.recv()
