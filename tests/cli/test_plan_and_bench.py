@@ -130,6 +130,24 @@ def test_a_bench_as_json_and_as_a_picture(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_was_measured_is_printed_even_where_it_cannot_be_drawn(monkeypatch, tmp_path):
+    def full(measured, path):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("tpdiff.evaluation.plots.bench_picture", full)
+    options = ("--stages", 2, "--steps", "1,1", "--rounds", 1, "--warmup", 0, "--no-guidance", "--json")
+    code, out, err = call("bench", "wan2.1-1.3b", *SMALL, *options, "--plot", tmp_path / "bench.png")
+    assert (code, err) == (2, "error: no space left\n") and json.loads(out)["speedup"] > 0
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    for name, message in {"folder.png": "is a folder; name a file in it", "file/a.png": "file is a file"}.items():
+        code, out, err = call("bench", "wan2.1-14b", "--plot", tmp_path / name)  # it would take hours on a cpu
+        assert (code, out) == (2, "") and message in err
+
+
 def test_a_bench_for_a_reader():
     code, out, err = call("bench", "wan2.1-1.3b", *SMALL, "--stages", 2, "--steps", "1,1", "--rounds", 1, "--warmup", 0)
     assert code == 0

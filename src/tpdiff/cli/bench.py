@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpdiff.cli.device import DTYPES, as_device, as_dtype
 from tpdiff.cli.quiet import quiet
 from tpdiff.cli.sample import _steps
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from tpdiff.evaluation.bench import Bench
 
 TINY = {"layers": 2, "hidden": 768, "frames": 33, "side": 256}
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def bench(
@@ -44,19 +44,19 @@ def bench(
     counts = None if steps is None else _steps(steps)
     if plot is not None and plot.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as .png; {plot} ends in {plot.suffix!r}")
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is neither cpu nor cuda")
+    place, kind = as_device(device), None if dtype is None else as_dtype(dtype)
     quiet()
     from dataclasses import replace
 
-    import torch
-
     from tpdiff.evaluation.bench import bench as measure
+    from tpdiff.evaluation.plots import bench_picture, require_matplotlib
     from tpdiff.families.models import find_published
+    from tpdiff.files import check_writable
     from tpdiff.models.memory import keep_freed_memory
 
+    if plot is not None:
+        require_matplotlib()
+        check_writable(plot)
     chosen = find_published(model)
     if tiny:
         layers, hidden = layers or TINY["layers"], hidden or TINY["hidden"]
@@ -69,22 +69,20 @@ def bench(
         stages,
         counts,
         plain_steps,
-        device=device,
-        dtype=None if dtype is None else getattr(torch, dtype),
+        device=place,
+        dtype=kind,
         guidance=guidance,
         rounds=rounds,
         warmup=warmup,
         decode=vae,
         progress=None if as_json else _report,
     )
-    if plot is not None:
-        from tpdiff.evaluation.plots import bench_picture
-
-        bench_picture(measured, plot)
     if as_json:
-        print(json.dumps(measured.as_dict(), indent=2))
+        print(json.dumps(measured.as_dict(), indent=2), flush=True)
     else:
         _show(measured)
+    if plot is not None:
+        bench_picture(measured, plot)
 
 
 def _report(done: int, total: int, name: str, seconds: float) -> None:

@@ -59,6 +59,14 @@ class LossPanel:
     description: str
 
 
+def require_matplotlib() -> None:
+    """Raise ModuleNotFoundError where matplotlib is not installed, with what installs it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('plots need matplotlib: pip install "tpdiff[report]"') from error
+
+
 def loss_panels(arms: Sequence[ArmResult]) -> list[LossPanel]:
     """Loss against training seconds, one panel for every stage of every arm, all over the same span of time.
 
@@ -84,11 +92,9 @@ def bench_picture(bench: Bench, path: Path) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('plots need matplotlib: pip install "tpdiff[report]"') from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     plain, pyramid = (row.median for row in bench.rows)
     plan = bench.plan
@@ -169,12 +175,10 @@ def curves_svg(
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('plots need matplotlib: pip install "tpdiff[report]"') from error
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
