@@ -89,7 +89,21 @@ def test_the_command_measures_and_reads(clips, autoencoder, tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["spectrum"]["file"] == str(out)
     assert load_spectrum(out).clips == 3
+    assert load_spectrum(out).description["fps"] == 8  # the model's
     assert tpdiff("plan", "animatediff", *size, "--spectrum", out) == 0
     assert json.loads(capsys.readouterr().out)["spectrum"] == said["spectrum"]
     assert tpdiff("plan", "animatediff", *size, "--spectrum", clips) == 2
     assert "needs --vae" in capsys.readouterr().err
+
+
+def test_the_command_measures_at_the_rate_asked_for_and_shows_how_far_it_is(clips, autoencoder, tmp_path, capsys):
+    options = ("--frames", 8, "--height", 64, "--width", 64, "--stages", 2, "--clips", 2, "--fps", 16)
+    measured = ("--spectrum", clips, "--vae", autoencoder)
+    assert tpdiff("plan", "animatediff", *options, *measured, "--spectrum-out", tmp_path / "at-16.json") == 0
+    assert load_spectrum(tmp_path / "at-16.json").description["fps"] == 16
+    err = capsys.readouterr().err
+    assert "measuring" in err and "2/2" in err
+    assert tpdiff("plan", "animatediff", *options, *measured, "--spectrum-out", tmp_path) == 2
+    assert f"{tmp_path} is a folder; name a file in it" in capsys.readouterr().err
+    assert tpdiff("plan", "animatediff", *measured, "--device", "tpu") == 2
+    assert "device 'tpu' is neither cpu nor cuda" in capsys.readouterr().err

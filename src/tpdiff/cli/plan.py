@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpdiff.cli.data import _progress
+from tpdiff.cli.device import as_device
 from tpdiff.cli.quiet import quiet
 from tpdiff.cli.sample import _steps
 
@@ -35,7 +37,11 @@ def plan(
         str | None, typer.Option(help="The model's autoencoder: a folder that save_pretrained wrote.")
     ] = None,
     spectrum_out: Annotated[Path, typer.Option(help="Where a measured spectrum goes.")] = Path("spectrum.json"),
-    clips: Annotated[int, typer.Option(help="Videos to measure it on, at most.")] = 64,
+    clips: Annotated[int, typer.Option(min=1, help="Videos to measure it on, at most.")] = 64,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second to measure it at; the model's own if not given.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="To measure it on: cpu or cuda; cuda if there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Tokens, FLOPs and activation memory of every stage and of whole schedules, against the plain schedule."""
@@ -50,13 +56,17 @@ def plan(
         budget_tflops = budget_seconds * tflops_per_second
     if spectrum is not None and spectrum.is_dir() and vae is None:
         raise ValueError("--spectrum of a folder of videos needs --vae, the autoencoder whose latents are measured")
+    place = as_device(device)
     counts = None if steps is None else _steps(steps)
     quiet()
     from dataclasses import replace
 
-    from tpdiff.evaluation import planning
+    from tpdiff.evaluation import planning, spectra
     from tpdiff.families.models import find_published
+    from tpdiff.files import check_writable
 
+    if spectrum is not None and spectrum.is_dir():
+        check_writable(spectrum_out)
     made = planning.plan(find_published(model), (frames, height, width), axes, stages, counts, plain_steps, guidance)
     figures = made.as_dict()
     suggested = None
@@ -77,7 +87,14 @@ def plan(
         figures["seconds"] = made.total_tflops * passes / tflops_per_second
         figures["plain_seconds"] = made.plain.tflops * passes / tflops_per_second
     if spectrum is not None:
-        figures["spectrum"] = _spectrum(made, planning.stage_factors(axes, stages), spectrum, vae, spectrum_out, clips)
+        if spectrum.is_dir():
+            rate = made.model.fps if fps is None else fps
+            with _progress("measuring", hidden=as_json) as bar:
+                options: dict[str, Any] = {"clips": clips, "fps": rate, "device": place, "progress": bar}
+                found = spectra.measure_folder(spectrum, str(vae), made.plain.size, **options)
+            spectra.save_spectrum(found, spectrum_out)
+            spectrum = spectrum_out
+        figures["spectrum"] = _spectrum(made, planning.stage_factors(axes, stages), spectrum)
     if as_json:
         print(json.dumps(figures, indent=2))
         return
@@ -86,19 +103,13 @@ def plan(
         _show_spectrum(figures["spectrum"])
 
 
-def _spectrum(
-    made: Plan, factors: list[tuple[int, int, int]], source: Path, vae: str | None, out: Path, clips: int
-) -> dict[str, Any]:
-    """What stages would cost the model's published weights, from a spectrum or from videos to measure it on."""
+def _spectrum(made: Plan, factors: list[tuple[int, int, int]], source: Path) -> dict[str, Any]:
+    """What stages would cost the model's published weights, from a spectrum."""
     import torch
 
     from tpdiff.evaluation import spectra
     from tpdiff.schedulers import schedule_of
 
-    if source.is_dir():
-        assert vae is not None
-        spectra.save_spectrum(spectra.measure_folder(source, vae, made.plain.size, clips=clips), out)
-        source = out
     scheduler = made.model.pipeline(made.model.build("meta", torch.bfloat16)).scheduler
     return {"file": str(source), **spectra.advise(spectra.load_spectrum(source), schedule_of(scheduler), factors)}
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tpdiff.data import ClipDataset, collate, to_float
@@ -26,6 +27,7 @@ def measure_folder(
     fps: float | None = None,
     scale: float = 1.0,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Spectrum:
     """The spectrum of the latents of a folder's videos, one clip a video.
@@ -38,13 +40,14 @@ def measure_folder(
         fps: frames a second of the clips; None: each file's own.
         scale: what the network sees of latents is so many times as large (`model.latent_scale`).
         seed: decides which videos, and where clips start.
+        device: where clips are encoded.
         progress: called with (clips measured, clips in all).
 
     Raises:
         ValueError: no autoencoder, or a size that it cannot encode.
         DataError: no video that can be used.
     """
-    vae = load_autoencoder(autoencoder)
+    vae = load_autoencoder(autoencoder).to(device)
     _, ratio = compression(vae)
     frames, height, width = size
     extra = int(ratio[0] > 1)
@@ -60,7 +63,8 @@ def measure_folder(
 
     def latents() -> Iterator[Tensor]:
         for i in range(wanted):
-            yield scale * encode_video(vae, to_float(collate([dataset[i]])["video"]))
+            video = to_float(collate([dataset[i]])["video"]).to(device)
+            yield scale * encode_video(vae, video).cpu()
             if progress is not None:
                 progress(i + 1, wanted)
 

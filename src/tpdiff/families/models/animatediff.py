@@ -73,6 +73,7 @@ ADAPTER = Published(
     latent_channels=4,
     frame_vae=True,
     size=(16, 512, 512),
+    fps=8,
     steps=50,
     text_tokens=TEXT,
     patch=(1, 1, 1),

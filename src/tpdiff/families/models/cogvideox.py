@@ -98,6 +98,7 @@ TWO = Published(
     vae=_vae,
     latent_channels=16,
     size=(49, 480, 720),
+    fps=8,
     steps=50,
     text_tokens=TEXT,
     patch=(1, 2, 2),
@@ -117,6 +118,7 @@ LATER = replace(
     source="zai-org/CogVideoX1.5-5B",
     config=_CONFIG | _FIVE | _LATER,
     size=(81, 768, 1360),
+    fps=16,
     patch=(2, 2, 2),
     notes=("frames are patched in pairs: an odd number of latent frames is padded by one",),
 )

@@ -96,6 +96,7 @@ FIRST = Published(
     vae=_vae,
     latent_channels=128,
     size=(161, 512, 704),
+    fps=25,
     steps=50,
     text_tokens=TEXT,
     patch=(1, 1, 1),

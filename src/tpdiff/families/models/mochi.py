@@ -74,6 +74,7 @@ PREVIEW = Published(
     vae=_vae,
     latent_channels=12,
     size=(163, 480, 848),
+    fps=30,
     steps=64,
     text_tokens=TEXT,
     patch=(1, 2, 2),

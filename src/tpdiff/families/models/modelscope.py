@@ -65,6 +65,7 @@ FIRST = Published(
     latent_channels=4,
     frame_vae=True,
     size=(16, 256, 256),
+    fps=8,
     steps=50,
     text_tokens=TEXT,
     patch=(1, 1, 1),

@@ -36,6 +36,7 @@ class Published:
         embeddings: (configuration, dtype) -> what a call of the pipeline takes in place of a prompt, on the default
             device; None: the pipeline cannot be called without its autoencoder.
         size: (num_frames, height, width) in pixels that it is made for.
+        fps: frames a second that its videos are shown at.
         steps: its usual number of steps.
         text_tokens: tokens of text that the network is given, padding included.
         patch: latent elements (T, H, W) that make one token; (1, 1, 1) for a convolutional network.
@@ -57,6 +58,7 @@ class Published:
     pipeline: Callable[[Any], Any]
     inputs: Callable[[Config, Shape, int, torch.dtype], dict[str, Any]]
     size: Size
+    fps: float
     steps: int
     text_tokens: int
     patch: Size

@@ -150,6 +150,7 @@ SMALL = Published(
     vae=_vae,
     latent_channels=16,
     size=(81, 480, 832),
+    fps=16,
     steps=50,
     text_tokens=TEXT,
     patch=(1, 2, 2),
@@ -185,6 +186,7 @@ FIVE = replace(
     vae=_vae_16,
     latent_channels=48,
     size=(121, 704, 1280),
+    fps=24,
     notes=("every token carries a time of its own, so that the time embedding is counted for every token",),
 )
 TWO_EXPERTS = replace(
