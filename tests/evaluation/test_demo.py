@@ -204,6 +204,40 @@ def test_a_fresh_start_forgets_the_old_one(quick, tmp_path):
     assert tpdiff("demo", "--minutes", 1, "--out", out, "--fresh", *TINY, "train.lr=2e-3") == 0
 
 
+def test_nothing_but_a_demo_is_removed(quick, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    for name in ("thesis.txt", "data/notes.txt", "report.html"):
+        (tmp_path / name).write_text("mine")
+    assert tpdiff("demo", "--minutes", 1, "--out", tmp_path, "--fresh", *TINY) == 2
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path} does not say that it is a demo's (it has no demo.json), so nothing is removed" in said
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["data", "notes.txt", "report.html", "thesis.txt"]
+
+
+def test_a_demo_is_kept_where_a_fresh_one_cannot_be(quick, tmp_path, capsys):
+    demo.begin(tmp_path)
+    (tmp_path / "report.html").write_text("made in an hour")
+    assert tpdiff("demo", "--minutes", 1, "--out", tmp_path, "--fresh", *TINY, "train.learning_rate=1") == 2
+    assert "unknown key train.learning_rate" in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text() == "made in an hour"
+
+
+def test_a_fresh_start_leaves_what_lies_beside_a_demo(tmp_path):
+    out, elsewhere = tmp_path / "demo", tmp_path / "elsewhere"
+    demo.begin(out)
+    for name in ("latents/a.npy", "vanilla/config.yaml", "samples/real/0.mp4", "report.html", "mine/notes.txt"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("made")
+    elsewhere.mkdir()
+    (elsewhere / "clip.mp4").write_text("kept")
+    (out / "data").symlink_to(elsewhere)
+    demo.begin(out)
+    assert (out / "report.html").exists()
+    demo.begin(out, fresh=True)
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*")) == ["demo.json", "mine", "mine/notes.txt"]
+    assert (elsewhere / "clip.mp4").exists()
+
+
 def test_too_few_minutes_leave_nothing(tmp_path, capsys):
     assert tpdiff("demo", "--minutes", 2, "--out", tmp_path / "demo") == 2
     assert capsys.readouterr().err == "error: 2 minutes leave no time to train; nearest: 4\n"

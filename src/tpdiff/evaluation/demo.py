@@ -1,6 +1,8 @@
 """The demo: record a game, train a vanilla and a pyramidal twin for the same time, sample both, report."""
 
 import datetime
+import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpdiff import __version__
 from tpdiff.data import ClipDataset, record_doom, write_video
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
 from tpdiff.evaluation.latency import count_flops, measure
 from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, ShippedClips, StageView
 from tpdiff.evaluation.samples import frames_to_uint8, sampler
+from tpdiff.files import write_whole
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.recipes import recipe_path
 from tpdiff.sampling.loop import Progress
@@ -36,6 +40,9 @@ SHOWN = 4
 TIMED = 80  # clips sampled together when sampling is timed, so that a full-size step takes long enough to measure
 POINTS = 1500
 NOT_TRAINING = 200.0
+MARK, COMPARISON, PAGE = "demo.json", "comparison.json", "report.html"
+DATA, LATENTS, SAMPLES, TIMING = "data", "latents", "samples", "timing"
+MADE = (DATA, LATENTS, *METHODS, SAMPLES, TIMING, COMPARISON, PAGE)  # all that a demo makes in its folder
 Say = Callable[[str], None]
 
 
@@ -51,18 +58,49 @@ def training_seconds(minutes: float) -> float:
     return seconds
 
 
+def begin(out: Path, fresh: bool = False) -> None:
+    """Mark a folder that is new or empty as a demo's. To start over in one that is marked, remove what a demo makes,
+    and nothing else.
+
+    Raises:
+        ValueError: a start over in a folder that holds other things and no mark.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        write_whole(out / MARK, json.dumps({"made by": "tpdiff demo", "version": __version__}) + "\n")
+    elif fresh and not (out / MARK).is_file():
+        raise ValueError(
+            f"{out} does not say that it is a demo's (it has no {MARK}), so nothing is removed; empty it yourself, or "
+            "give a new folder"
+        )
+    elif fresh:
+        for path in (out / name for name in MADE):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def record(out: Path, progress: Callable[[int, int], None] | None = None, clips: int = CLIPS) -> Path:
-    """Gameplay of one scenario as captioned mp4s under `out`/data."""
+    """Gameplay of one scenario as captioned mp4s under `out`/`DATA`."""
     options: dict[str, Any] = {"frames": CLIP_FRAMES, "size": SIZE, "frame_skip": 1, "pace": PACE}
-    return record_doom(out / "data", clips=clips, scenario=SCENARIO, progress=progress, **options).folder
+    return record_doom(out / DATA, clips=clips, scenario=SCENARIO, progress=progress, **options).folder
+
+
+def arm_configs(out: Path, data: Path, seconds: float, overrides: Sequence[str] = ()) -> dict[str, Config]:
+    """The configuration of each arm.
+
+    Raises:
+        ValueError: an override that none can have.
+    """
+    common = [f"data.path={data}", f"data.cache_dir={out / LATENTS}", f"train.seconds={seconds:g}"]
+    common += [f"model.autoencoder={shipped_autoencoder()}", *overrides]
+    recipe = recipe_path("demo")
+    return {name: load_config(recipe, [*common, f"train.method={m}"]) for name, m in METHODS.items()}
 
 
 def build_arms(out: Path, data: Path, seconds: float, overrides: Sequence[str] = ()) -> Arms:
     """Both arms, new or as they were left, their clips' latents at hand."""
-    common = [f"data.path={data}", f"data.cache_dir={out / 'latents'}", f"train.seconds={seconds:g}"]
-    common += [f"model.autoencoder={shipped_autoencoder()}", *overrides]
-    recipe = recipe_path("demo")
-    configs = {name: load_config(recipe, [*common, f"train.method={m}"]) for name, m in METHODS.items()}
+    configs = arm_configs(out, data, seconds, overrides)
     arms = Arms(configs, out)
     _held_out(configs["vanilla"], arms.dataset.captions[:SHOWN])
     arms.trainers["vanilla"].latents.encode_ahead(arms.dataset)
@@ -111,7 +149,7 @@ def time_sampling(
 ) -> list[LatencyRow]:
     """Seconds of the same batch sampled by each pipeline in turn, with and without decoding and writing the files."""
     prompts = [captions[i % len(captions)] for i in range(TIMED)]
-    folder = out / "timing"
+    folder = out / TIMING
     folder.mkdir(parents=True, exist_ok=True)
     sampled: dict[str, list[float]] = {name: [] for name in pipelines}
 
@@ -145,7 +183,7 @@ def _shipped_clips(captions: list[str], out: Path) -> list[ShippedClips]:
         pipeline, made = PyramidPipeline.from_pretrained(folder), card(folder)
         if not set(captions) <= set(pipeline.config.labels or ()):
             continue  # another scene was recorded than they know
-        paths = _sample_to(pipeline, captions, out / "samples" / name)
+        paths = _sample_to(pipeline, captions, out / SAMPLES / name)
         found.append(
             ShippedClips(
                 label=f"{made['label']}, shipped",
@@ -179,7 +217,7 @@ def _sample_to(
 def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> ArmResult:
     """Sampled clips of one arm, and what the first of them looked like when each stage ended."""
     pipeline = sampler(trainer)
-    folder = out / "samples" / name
+    folder = out / SAMPLES / name
     ends: list[Progress] = []
     paths = _sample_to(pipeline, captions, folder, lambda p: ends.append(p) if p.ends_stage else None)
     views = [_stage_view(pipeline, end, folder, out) for end in ends] if len(ends) > 1 else []
@@ -218,7 +256,7 @@ def _stage_view(pipeline: PyramidPipeline, end: Progress, folder: Path, out: Pat
 
 def _real_clips(config: Config, captions: list[str], out: Path) -> list[str]:
     """One held-out clip a caption, cut and resized as in training, written to `out`/samples/real."""
-    folder = out / "samples" / "real"
+    folder = out / SAMPLES / "real"
     paths = [folder / f"{i}.mp4" for i in range(len(captions))]
     for path, video in zip(paths, _held_out(config, captions), strict=True):
         write_video(path, video.permute(1, 2, 3, 0).contiguous(), config.data.fps or 8.0)
