@@ -30,6 +30,16 @@ app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
 
 
+EXTRAS = {  # of the package, by what they bring
+    "cv2": "metrics",
+    "jinja2": "report",
+    "markupsafe": "report",
+    "matplotlib": "report",
+    "tensorboard": "tracking",
+    "torchao": "quantize",
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; bad input prints one line and exits with 2, Ctrl-C with 130."""
     try:
@@ -37,6 +47,19 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        print(f"error: {_missing(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """Which extra to install. Raises the error itself, where an installation is broken that lacks no extra."""
+    if error.name is None:
+        return str(error)  # raised by tpdiff, in these words
+    package = error.name.partition(".")[0]
+    if package not in EXTRAS:
+        raise error
+    return f'{package} is not installed: pip install "tpdiff[{EXTRAS[package]}]"'

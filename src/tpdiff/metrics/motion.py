@@ -13,11 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+try:
+    import cv2
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError('optical flow needs OpenCV: pip install "tpdiff[metrics]"') from error
 
 FLOW_SIDE = 96  # pixels of the shorter side that the flow is computed at, or more
 LEAST_SIDE = 8
