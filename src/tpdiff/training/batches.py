@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice, repeat
 from typing import Any
 
@@ -48,7 +49,21 @@ def open_batches(
         worker_init_fn=free_worker,
         persistent_workers=workers > 0,
     )
-    return _raising(iter(loader))
+    with _terminations_wait(workers > 0):
+        return _raising(iter(loader))
+
+
+@contextmanager
+def _terminations_wait(wanted: bool) -> Iterator[None]:
+    """Have SIGTERM wait meanwhile, and in processes begun meanwhile until they deal with it; on Linux alone."""
+    if not (wanted and sys.platform == "linux"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def free_worker(index: int) -> None:
