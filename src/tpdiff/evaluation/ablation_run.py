@@ -124,11 +124,11 @@ def _check_rows(desk: AblationDesk, seed: int, name: str, base: str) -> None:
 
 
 def _asked(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
-    """All that a variant's result depends on, but the numbers of sampling steps, of which there may be more."""
+    """All that a variant's result depends on."""
     study, variant = desk.study, desk.study.variants[name]
     config = study.config(variant.of or name, desk.data, seed, 1)
     own = variant.model_dump(mode="json", exclude={"overrides"})
-    shared = study.model_dump(mode="json", include={"data", "operations", "clips"})
+    shared = study.model_dump(mode="json", include={"data", "operations", "steps", "clips"})
     return {**shared, "variant": own, "config": settings_of(config)}
 
 
