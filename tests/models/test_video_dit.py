@@ -184,6 +184,36 @@ def test_every_condition_matters(name: str, values: list) -> None:
         assert all(not torch.allclose(out, other, rtol=1e-4) for other in outs[:i])
 
 
+def test_stages_project_tokens_by_layers_of_their_own() -> None:
+    options, inputs = dict(num_stages=3, stage_projections=True), arguments()
+    new, model = network(perturbed=False, **options), network(**options)
+    assert all(torch.equal(layer, new.patch_embed.weight[0]) for layer in new.patch_embed.weight)
+    assert new.patch_embed.weight[0].any() and not new.final_projection.weight.any()
+
+    owned = gradients(model, {**inputs, "stage": 1})
+    for name in ("patch_embed.weight", "patch_embed.bias", "final_projection.weight", "final_projection.bias"):
+        assert [bool(part.any()) for part in owned[name]] == [False, True, False], name
+
+    before = [sample(model, **inputs, stage=k) for k in range(3)]
+    with torch.no_grad():
+        model.final_projection.weight[2] += 1
+        model.patch_embed.weight[2] += 1
+    after = [sample(model, **inputs, stage=k) for k in range(3)]
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False]
+
+
+def test_layers_of_stages_that_are_alike_are_one_layer() -> None:
+    shared, own = network(num_stages=3), network(num_stages=3, stage_projections=True)
+    alike = {
+        n: p.expand_as(own.get_parameter(n)) if p.shape != own.get_parameter(n).shape else p
+        for n, p in shared.state_dict().items()
+    }
+    own.load_state_dict(alike)
+    inputs = arguments()
+    for k in range(3):
+        torch.testing.assert_close(sample(own, **inputs, stage=k), sample(shared, **inputs, stage=k))
+
+
 def test_the_token_stride_is_the_patch_times_the_stage_stride() -> None:
     seen = []
     model = network(patch_size=(1, 2, 3))

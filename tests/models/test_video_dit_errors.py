@@ -19,6 +19,7 @@ LABELS = torch.zeros(2, dtype=torch.long)
         ({"hidden_size": 14}, r"head size 7 .*even"),
         ({"patch_size": (1, 0, 1)}, r"patch_size \(1, 0, 1\) must be three positive"),
         ({"patch_size": (1, 2)}, r"patch_size \(1, 2\) must be three"),
+        ({"stage_projections": True}, r"stage_projections needs num_stages"),
         ({"rope_modes": ("interpolate", "stretch", "interpolate")}, r"stretch.*interpolate, extrapolate"),
     ],
 )

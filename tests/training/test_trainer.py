@@ -137,6 +137,7 @@ def test_arms_may_be_timed_by_the_processor(tiny, tmp_path):
         [],
         ["train.all_stages=true", "train.alignment=knn", "model.stage_embedding=true"],
         ["data.workers=2", "train.stage_weights=[3,1,2]", "train.timestep_density=logit_normal"],
+        ["model.stage_projections=true"],
         ["train.method=vanilla", "condition.kind=none", "diffusion.schedule=ddim", "data.cache=none"],
     ],
 )

@@ -37,6 +37,12 @@ def check_config(
         raise ValueError(f"rope_modes {tuple(rope_modes)} must be three modes (T, H, W) out of {', '.join(modes)}")
 
 
+def check_stage_projections(stage_projections: bool, num_stages: int | None) -> None:
+    """Refuse projections of stages that the network is not told. Raises ValueError."""
+    if stage_projections and num_stages is None:
+        raise ValueError("stage_projections needs num_stages, the number of stages that have projections of their own")
+
+
 def check_video(video: Tensor, in_channels: int, patch_size: Sequence[int]) -> None:
     """Refuse a video that is not (B, ``in_channels``, T, H, W) with T, H, W multiples of the patch.
 

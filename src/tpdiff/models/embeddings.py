@@ -1,4 +1,4 @@
-"""From video to tokens and back, and the embeddings of time and text."""
+"""From video to tokens and back, by each stage's own layers if wanted, and the embeddings of time and text."""
 
 from __future__ import annotations
 
@@ -39,6 +39,20 @@ def timestep_embedding(timestep: Tensor, dim: int, *, scale: float = 1000.0, the
     exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
     angles = scale * timestep.float()[:, None] * torch.exp(-math.log(theta) * exponent)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class StageLinear(nn.Module):
+    """A linear layer a stage, all alike before training: a token of a coarse stage spans more of the video."""
+
+    def __init__(self, num_stages: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        first = nn.init.xavier_uniform_(torch.empty(out_features, in_features))
+        self.weight = nn.Parameter(first.repeat(num_stages, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(num_stages, out_features))
+
+    def forward(self, tokens: Tensor, stage: int) -> Tensor:
+        """(B, N, in_features) -> (B, N, out_features), by the layer of ``stage``."""
+        return F.linear(tokens, self.weight[stage], self.bias[stage])
 
 
 class TextEmbedding(nn.Module):

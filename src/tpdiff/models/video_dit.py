@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tpdiff.models import checks
 from tpdiff.models.blocks import DiTBlock
-from tpdiff.models.embeddings import TextEmbedding, patchify, timestep_embedding, unpatchify
+from tpdiff.models.embeddings import StageLinear, TextEmbedding, patchify, timestep_embedding, unpatchify
 from tpdiff.models.fused import modulated_norm
 from tpdiff.models.rotary import Rotary, angle_features
 from tpdiff.pyramid.positions import MODES
@@ -40,6 +41,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         text_dim: channels of the text embeddings; ``None`` for a network without text.
         num_classes: number of class labels; label ``num_classes`` is the null class. ``None`` for no labels.
         num_stages: number of stages told apart by a learned embedding (MATH 7); ``None`` for none.
+        stage_projections: whether the layers into and out of tokens are each stage's own; needs ``num_stages``.
         rope_modes: position mode of T, H, W, see :func:`tpdiff.pyramid.positions.positions`.
         rope_theta: ratio of the longest rotary wavelength to the shortest (the latter is 2 pi elements).
         causal_time: whether the first frame of every stage is a single full-rate frame (causal video VAEs).
@@ -68,6 +70,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         text_dim: int | None = None,
         num_classes: int | None = None,
         num_stages: int | None = None,
+        stage_projections: bool = False,
         rope_modes: tuple[str, str, str] = ("interpolate", "interpolate", "interpolate"),
         rope_theta: float = 1000.0,
         causal_time: bool = False,
@@ -76,14 +79,16 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         checks.check_config(hidden_size, num_attention_heads, patch_size, rope_modes, MODES)
+        checks.check_stage_projections(stage_projections, num_stages)
         self.gradient_checkpointing = False
         self.in_channels, self.text_dim = in_channels, text_dim
-        self.num_classes, self.num_stages = num_classes, num_stages
+        self.num_classes, self.num_stages, self.stage_projections = num_classes, num_stages, stage_projections
         self.patch_size = tuple(patch_size)
         self.rope = Rotary(hidden_size // num_attention_heads, tuple(rope_modes), rope_theta, causal_time)
         volume = patch_size[0] * patch_size[1] * patch_size[2]
+        projection = partial(StageLinear, num_stages) if stage_projections and num_stages is not None else nn.Linear
 
-        self.patch_embed = nn.Linear(in_channels * volume, hidden_size)
+        self.patch_embed = projection(in_channels * volume, hidden_size)
         head_dim = hidden_size // num_attention_heads
         self.position_embed = nn.Linear(head_dim, hidden_size, bias=False) if absolute_positions else None
         self.time_embed = nn.Sequential(
@@ -97,7 +102,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             for _ in range(num_layers)
         )
         self.final_modulation = nn.Linear(hidden_size, 2 * hidden_size)
-        self.final_projection = nn.Linear(hidden_size, (out_channels or in_channels) * volume)
+        self.final_projection = projection(hidden_size, (out_channels or in_channels) * volume)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -107,10 +112,10 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 nn.init.normal_(module.weight, std=0.02)
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                if name.endswith(SILENT):
-                    nn.init.zeros_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            if name.endswith(SILENT):
+                nn.init.zeros_(module.weight)
 
     def forward(
         self,
@@ -150,8 +155,9 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         checks.check_labels(class_labels, batch, self.num_classes)
         checks.check_stage(stage, self.num_stages)
 
+        which = (stage,) if self.stage_projections else ()
         weight = self.patch_embed.weight
-        tokens = self.patch_embed(patchify(hidden_states.to(weight.dtype), self.patch_size))
+        tokens = self.patch_embed(patchify(hidden_states.to(weight.dtype), self.patch_size), *which)
         conditioning = self._conditioning(timestep, class_labels, stage)
         rotary = self._rotary(size, strides, tokens)
         if self.position_embed is not None:
@@ -168,7 +174,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 tokens = block(tokens, conditioning, rotary, text, text_mask)
 
         shift, scale = self.final_modulation(conditioning)[:, None].chunk(2, dim=-1)
-        tokens = self.final_projection(modulated_norm(tokens, shift, scale))
+        tokens = self.final_projection(modulated_norm(tokens, shift, scale), *which)
         sample = unpatchify(tokens, size, self.patch_size).to(hidden_states.dtype)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 

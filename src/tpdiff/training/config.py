@@ -70,6 +70,9 @@ class ModelConfig(Section):
     `latent_scale` multiplies them. Neighbouring pixels of a large clip say the same, so that much noise leaves it
     readable; a smaller scale moves the noise levels where a clip is decided away from the very first steps
     (input scaling, arXiv 2301.10972).
+
+    `stage_embedding` tells the network its stage; `stage_projections` tells it, too, and gives each stage layers of its
+    own into and out of tokens, which span as much more of the video as the stage is coarser.
     """
 
     patch_size: tuple[int, int, int] = (1, 8, 8)
@@ -78,6 +81,7 @@ class ModelConfig(Section):
     num_attention_heads: int = Field(4, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
     stage_embedding: bool = False
+    stage_projections: bool = False
     rope_modes: tuple[str, str, str] = ("interpolate", "interpolate", "interpolate")
     absolute_positions: bool = False
     gradient_checkpointing: bool = False

@@ -113,7 +113,7 @@ class OwnNetwork:
         model = self.config.model
         self.network = VideoDiT(
             in_channels=latents.shape[0],
-            num_stages=len(self.convention.pyramid) if model.stage_embedding else None,
+            num_stages=len(self.convention.pyramid) if model.stage_embedding or model.stage_projections else None,
             causal_time=self.convention.pyramid.causal_time,
             **model.network(),
             **self.conditioner.network_config(),
