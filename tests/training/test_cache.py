@@ -579,3 +579,8 @@ def test_memory_does_not_grow_with_the_clips(encoding, tmp_path):
     few, many = (peak(encoding, tmp_path / "videos", tmp_path / f"out{n}", n) for n in (4, 72))
     kept = 68 * 9 * 128 * 128 * 3 / 2**20  # the frames of the further clips, as bytes
     assert many - few < kept / 2
+
+
+def test_held_out_videos_that_are_encoded_are_told(encoding, folder, tmp_path):
+    with pytest.warns(UserWarning, match=r"the split test are trained on, too; nearest: data\.split=train"):
+        make_cache(encoding("data.split=", folder=folder), tmp_path / "cache", shards=1)

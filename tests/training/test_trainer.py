@@ -601,3 +601,10 @@ def test_every_micro_batch_draws_anew(tiny, tmp_path):
     trainer.run()
     times = torch.cat([call["t"] for call in calls])
     assert len(times) == len(set(times.tolist())) == 3 * 2 * 6
+
+
+def test_held_out_videos_that_are_trained_on_are_told(tiny, tmp_path, recwarn):
+    Trainer(tiny("train.steps=1"), tmp_path / "training split")
+    assert not [w for w in recwarn if "trained on, too" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"the split test are trained on, too; nearest: data\.split=train"):
+        Trainer(tiny("data.split=", "train.steps=1"), tmp_path / "all")

@@ -19,7 +19,8 @@ from .errors import DataError
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 METADATA = ("metadata.jsonl", "metadata.csv")
-SPLIT_FOLDERS = ("train", "validation", "val", "test")
+HELD_OUT = ("validation", "val", "test")
+SPLIT_FOLDERS = ("train", *HELD_OUT)
 SHOWN = 5  # names listed in a message
 
 

@@ -129,6 +129,7 @@ def distance_plots(path: Path, panels: int = 1) -> Iterator[Sequence[Any]]:
     """Matplotlib's axes to draw Fréchet distances in, side by side; written as a PNG file when all is drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(max(7, 4 * panels), 4.2), layout="constrained")
     plots = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
@@ -136,6 +137,11 @@ def distance_plots(path: Path, panels: int = 1) -> Iterator[Sequence[Any]]:
     for plot in plots:
         plot.set_yscale("log")
         plot.grid(alpha=0.2)
+        for axis in (plot.xaxis, plot.yaxis):
+            low, high = axis.get_view_interval()
+            if axis.get_scale() == "log":  # plain numbers, and those between powers of ten where there are few of these
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("{x:g}" if 0 < high < 10 * low else NullFormatter())
     plots[0].set_ylabel("Fréchet distance")
     plots[0].legend(frameon=False, fontsize=8)
     FigureCanvasAgg(figure).print_png(str(path))

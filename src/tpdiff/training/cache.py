@@ -35,6 +35,7 @@ from tpdiff.training.cache_workers import make_shards
 from tpdiff.training.config import Config
 from tpdiff.training.pipeline_encoder import open_encoder
 from tpdiff.training.progress import clock
+from tpdiff.training.setup import warn_of_held_out
 from tpdiff.training.shard_maker import Source
 
 FILES_A_SHARD = 64
@@ -114,6 +115,7 @@ def make_cache(
     if config.condition.kind != "none":
         require_captions(found.entries, data.path)
     check_share(found, data.max_bad_share)
+    warn_of_held_out(data.split, found.entries)
     settings = cache_settings(config, encoder)
     del encoder
     bad = [BadFile(_within(file.path, data.path), file.reason) for file in found.skipped]

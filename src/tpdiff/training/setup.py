@@ -1,5 +1,6 @@
 """What a run needs before its first step, and everything that can be refused by then."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
@@ -8,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tpdiff.data import ClipDataset, ShardDataset
+from tpdiff.data.folder import HELD_OUT, Entry
 from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition, StoredText, TextCondition, padded
 from tpdiff.models.text import load_text_encoder
 from tpdiff.pyramid.geometry import check_video_size
@@ -23,7 +25,7 @@ def open_dataset(config: Config, **options: Any) -> ClipDataset:
 
 def open_clips(data: DataConfig, seed: int, **options: Any) -> ClipDataset:
     """The clips that a configuration describes."""
-    return ClipDataset(
+    dataset = ClipDataset(
         data.path,
         frames=data.frames,
         height=data.height,
@@ -38,6 +40,19 @@ def open_clips(data: DataConfig, seed: int, **options: Any) -> ClipDataset:
         max_bad_share=data.max_bad_share,
         **options,
     )
+    warn_of_held_out(data.split, [video.entry for video in dataset.videos])
+    return dataset
+
+
+def warn_of_held_out(split: str | None, entries: Iterable[Entry]) -> None:
+    """Warn where all splits are trained on though the folder holds some out: its figures would be of known videos."""
+    held = sorted({entry.split for entry in entries if entry.split in HELD_OUT}) if split is None else []
+    if held:
+        warnings.warn(
+            f"data.split is null: the videos of the split {' and '.join(held)} are trained on, too; nearest: "
+            "data.split=train",
+            stacklevel=2,
+        )
 
 
 def build_conditioner(config: Config, dataset: ClipDataset | ShardDataset) -> Conditioner:
