@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tpdiff.models.video_dit import VideoDiT
-from tpdiff.pyramid import VariancePreservingSchedule
+from tpdiff.pyramid import FlowMatchingSchedule, VariancePreservingSchedule
 from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.load_config import build_config
@@ -16,6 +16,7 @@ from tpdiff.training.objective import (
     draw_noise,
     draw_stage,
     draw_times,
+    loss_weight,
     stage_loss,
 )
 
@@ -288,6 +289,16 @@ def test_a_loss_in_another_space_is_the_error_of_the_converted_prediction(networ
     wanted = mean_square(said_there[space] - pair.target(t, space))
     torch.testing.assert_close(got.loss, wanted, rtol=2e-4, atol=0)
     assert not torch.isclose(got.loss, plain.loss, rtol=1e-2)
+
+
+def test_below_its_floor_a_loss_space_weighs_no_more(network):
+    base = ["diffusion.prediction_type=sample", "train.method=vanilla"]
+    plain = loss_of(network, configure(*base), 0)
+    floored = loss_of(network, configure(*base, "train.loss_space=flow_prediction", "train.loss_floor=1"), 0)
+    torch.testing.assert_close(floored.loss, plain.loss)
+    schedule, t = FlowMatchingSchedule(), torch.tensor([0.0, 0.1, 0.25, 0.5, 1.0])
+    weights = loss_weight(schedule, t, "flow_prediction", 0.25)
+    torch.testing.assert_close(weights, torch.tensor([16.0, 16.0, 16.0, 4.0, 1.0]))
 
 
 def test_a_loss_space_wants_a_prediction_of_the_sample():

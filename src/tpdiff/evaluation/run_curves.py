@@ -225,7 +225,7 @@ def validation_objective(config: Config) -> dict[str, Any]:
         "network": config.pretrained and config.pretrained.path,
         "diffusion": whole["diffusion"],
         "stages": None if config.train.method == "vanilla" else whole["pyramid"],
-        "target": [train["target"], train["loss_space"]],
+        "target": [train["target"], train["loss_space"], train["loss_space"] and train["loss_floor"]],
         "held out": [checked[k] for k in ("split", "clips", "quantiles", "seed")] if config.validation.on else None,
     }
 

@@ -143,8 +143,9 @@ class TrainConfig(Section):
     `compile` compiles the network, one graph a stage. `optimizer` "adamw8bit" keeps moments in 8 bits (torchao).
     `timestep_policy` tells the network a noise level's own time, or arc length over the overlapping stages (MATH 7).
     `loss_space` measures the error of a network that predicts the clean sample as that of another prediction type;
-    None measures it as predicted. `distillation` weighs a further loss, against what a pretrained network said of the
-    same noisy latents before training.
+    None measures it as predicted. Its weight grows as σ falls, down to σ = `loss_floor`: with flow matching and
+    flow_prediction, a floor of 1 is the clean sample's own error. `distillation` weighs a further loss, against what a
+    pretrained network said of the same noisy latents before training.
     """
 
     method: Literal["vanilla", "stagewise"] = "stagewise"
@@ -159,6 +160,7 @@ class TrainConfig(Section):
     timestep_policy: Literal["native", "pyramid_flow"] = "native"
     target: Literal["global", "per_stage"] = "global"
     loss_space: Literal["epsilon", "v_prediction", "flow_prediction"] | None = None
+    loss_floor: float = Field(0.05, gt=0, le=1)
     distillation: float = Field(0.0, ge=0)
     alignment: Literal["none", "assignment", "knn"] = "assignment"
     align_within_condition: bool = True

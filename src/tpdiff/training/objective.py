@@ -168,21 +168,21 @@ def sample_errors(
             if config.target == "per_stage":  # the original's flow is per unit of σ
                 said = said * (pyramid.stages[stage].start_level.sigma - pyramid.stages[stage].end_level.sigma)
         error = error + config.distillation * (prediction - said).square().flatten(1).mean(1)
-    return error * loss_weight(pyramid.schedule, t, config.loss_space)
+    return error * loss_weight(pyramid.schedule, t, config.loss_space, config.loss_floor)
 
 
-def loss_weight(schedule: Schedule, t: Tensor, space: str | None) -> Tensor | float:
+def loss_weight(schedule: Schedule, t: Tensor, space: str | None, floor: float = 0.05) -> Tensor | float:
     """What turns the squared error of x̂_0 at times t (B,) into that of another prediction type at the same x_t.
 
     With ε̂ = (x_t - γ x̂_0) / σ, an error of x̂_0 is γ/σ as large in ε, (γ² + σ²)/σ in v and (γ + σ)/σ in the flow.
     Networks with patches of many pixels do well to say x_0, which fills a small part of their space, and noise, which
-    fills all of it, only by implication (arXiv 2511.13720). σ counts as no less than 0.05.
+    fills all of it, only by implication (arXiv 2511.13720). The divisor σ counts as no less than `floor`.
     """
     if space is None:
         return 1.0
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     factor = {"epsilon": alpha, "v_prediction": alpha**2 + sigma**2, "flow_prediction": alpha + sigma}[space]
-    return (factor / sigma.clamp(min=0.05)).square().float()
+    return (factor / sigma.clamp(min=floor)).square().float()
 
 
 def draw_noise(
