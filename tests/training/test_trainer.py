@@ -356,6 +356,16 @@ def test_text_conditions_carry_the_encoder_s_states(tiny, tmp_path, bert):
     assert trainer.pipeline().config.text_source == str(bert)
 
 
+def test_without_a_condition_noise_is_aligned_over_the_whole_batch(tiny, tmp_path):
+    def gain(name, *overrides):
+        options = ["train.alignment=assignment", "train.batch_size=6", "train.steps=1", *overrides]
+        trainer = Trainer(tiny(*options), tmp_path / name)
+        return trainer.train_step([next(trainer.open_stream())])[0].alignment_gain
+
+    told, untold = gain("told"), gain("untold", "condition.kind=none")
+    assert untold == gain("whole batch", "train.align_within_condition=false") > told
+
+
 def test_no_condition_needs_no_captions(tiny, tmp_path, clips):
     folder = tmp_path / "bare"
     folder.mkdir()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .bars import progress_bar
 
 if TYPE_CHECKING:
     from ..data.check import FolderReport
@@ -39,7 +39,7 @@ def doom(
     """Record real gameplay of VizDoom, one held action a clip, captioned."""
     from ..data.doom import record_doom
 
-    with _progress("recording", hidden=as_json) as progress:
+    with progress_bar("recording", hidden=as_json) as progress:
         made = record_doom(
             out,
             clips=clips,
@@ -70,7 +70,7 @@ def digits(
     """Render handwritten digits that move and bounce, captioned."""
     from ..data.digits import render_digits
 
-    with _progress("rendering", hidden=as_json) as progress:
+    with progress_bar("rendering", hidden=as_json) as progress:
         made = render_digits(
             out,
             clips=clips,
@@ -96,7 +96,7 @@ def check(
     from ..data.check import check_folder
 
     height, width = parse_size(size)
-    with _progress("checking", hidden=as_json) as progress:
+    with progress_bar("checking", hidden=as_json) as progress:
         report = check_folder(folder, frames, height, width, fps, progress=progress)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
@@ -110,21 +110,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"size {text!r} is not HEIGHTxWIDTH, such as 48x64")
     return int(parts[0]), int(parts[1])
-
-
-@contextmanager
-def _progress(what: str, hidden: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error, with rate and time left; none where the output is for a machine."""
-    if hidden:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _tell_made(made: MadeSet, as_json: bool) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpdiff.cli.bars import progress_bars
 from tpdiff.cli.data import parse_size
 from tpdiff.cli.device import as_device, as_dtype
 from tpdiff.cli.quiet import quiet
@@ -100,7 +100,7 @@ def evaluate(
             check_captions("real", [one.source.entry.caption for one in like])
 
     place = cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tpdiff"
-    with _progress() as bar:
+    with progress_bars() as bar:
         reference = Reference.fit(
             real,
             **geometry._asdict(),
@@ -152,22 +152,6 @@ def _override(
     geometry = geometry._replace(**{key: value for key, value in given.items() if value is not None})
     geometry.check()
     return geometry
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Bars on standard error, shown while something is under way."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-
-        def bar(name: str) -> Callable[[int, int], None]:
-            task = shown.add_task(name, total=None)
-            return lambda done, total: shown.update(task, completed=done, total=total)
-
-        yield bar
 
 
 def _tell(quality: Quality, made: Path) -> None:

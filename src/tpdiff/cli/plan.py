@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpdiff.cli.data import _progress
+from tpdiff.cli.bars import progress_bar
 from tpdiff.cli.device import as_device
 from tpdiff.cli.quiet import quiet
 from tpdiff.cli.sample import _steps
@@ -89,7 +89,7 @@ def plan(
     if spectrum is not None:
         if spectrum.is_dir():
             rate = made.model.fps if fps is None else fps
-            with _progress("measuring", hidden=as_json) as bar:
+            with progress_bar("measuring", hidden=as_json) as bar:
                 options: dict[str, Any] = {"clips": clips, "fps": rate, "device": place, "progress": bar}
                 found = spectra.measure_folder(spectrum, str(vae), made.plain.size, **options)
             spectra.save_spectrum(found, spectrum_out)

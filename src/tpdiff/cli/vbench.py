@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpdiff.cli.data import AsJson, _progress, parse_size
+from tpdiff.cli.bars import progress_bar
+from tpdiff.cli.data import AsJson, parse_size
 from tpdiff.cli.device import as_device, as_dtype
 from tpdiff.cli.quiet import quiet
 from tpdiff.cli.sample import _steps
@@ -82,7 +83,7 @@ def make(
     asked(dimension or ())  # whatever is wrong with them is said before a model is loaded
     pipeline, sampling = _open(model, device, dtype, chosen)
     wanted = continued(out, lambda names: replace(asked(names), sampling=sampling), dimension or ())
-    with _progress("sampling", hidden=as_json) as progress:
+    with progress_bar("sampling", hidden=as_json) as progress:
         made = make_videos(pipeline, wanted, out, source.read_bytes(), progress)
     if as_json:
         facts = {"folder": str(out), "suite": wanted.suite, "mode": wanted.mode, "dimensions": [*wanted.dimensions]}

@@ -1,0 +1,33 @@
+"""Bars on standard error: how far a command is."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Tell = Callable[[int, int], None]
+"""(done, in all)."""
+
+
+@contextmanager
+def progress_bars(transient: bool = True) -> Iterator[Callable[[str], Tell]]:
+    """A maker of bars, each with its name, count and time left; `transient` ones are gone at the end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=transient) as shown:
+
+        def bar(name: str) -> Tell:
+            task = shown.add_task(name, total=None)
+            return lambda done, total: shown.update(task, completed=done, total=total)
+
+        yield bar
+
+
+@contextmanager
+def progress_bar(name: str, hidden: bool) -> Iterator[Tell | None]:
+    """One bar that stays; none where the output is for a machine."""
+    if hidden:
+        yield None
+        return
+    with progress_bars(transient=False) as bar:
+        yield bar(name)
