@@ -19,7 +19,7 @@ from safetensors.torch import load
 
 from tpdiff.cli import main
 from tpdiff.data import DataError, ShardDataset, collate, read_clip, to_float, write_video
-from tpdiff.data.shard_files import ShardWriter, digest_of_file, unpack
+from tpdiff.data.shard_files import EMPTY_PROMPT, ShardWriter, digest_of_file, unpack
 from tpdiff.models.autoencoder import encode_video, load_autoencoder
 from tpdiff.models.text import encode_prompts, load_text_encoder
 from tpdiff.training import shard_maker
@@ -244,12 +244,33 @@ def maker(encoding, tmp_path):
     config = encoding("data.starts=2")
     encoder = open_encoder(config)
     (tmp_path / "cache").mkdir()
-    return ShardMaker(encoder, open_buckets(config, encoder), tmp_path / "cache", lambda files, clips: None)
+    buckets = open_buckets(config, encoder)
+    return ShardMaker(config.data, lambda: encoder, buckets, tmp_path / "cache", lambda files, clips: None)
 
 
 @pytest.fixture
 def sources(long_clips):
     return [Source(path.name, path, "a digit") for path in sorted(long_clips.glob("train/*.mp4"))[:2]]
+
+
+def test_where_nothing_is_new_no_model_is_opened(maker, sources):
+    def opened():
+        raise AssertionError("opened")
+
+    assert maker.make("shard-00001.tar", sources) == 4
+    again = ShardMaker(maker.data, opened, maker.buckets, maker.out, maker.tick)
+    assert again.make("shard-00001.tar", sources) == 0
+    with pytest.raises(AssertionError, match="opened"):
+        again.make("shard-00002.tar", sources)
+
+
+def test_an_empty_caption_that_is_gone_is_encoded_again(encoding, bert, tmp_path):
+    config = encoding("condition.kind=text", f"condition.encoder={bert}", "condition.max_length=16")
+    make_cache(config, tmp_path / "cache", shards=1)
+    whole = contents(tmp_path / "cache")
+    (tmp_path / "cache" / EMPTY_PROMPT).unlink()
+    assert make_cache(config, tmp_path / "cache").encoded == 0
+    assert contents(tmp_path / "cache") == whole
 
 
 def test_what_could_not_be_read_is_tried_again(maker, sources, monkeypatch):
@@ -565,7 +586,7 @@ def make_one(config, folder, out, pipe):
     torch.set_num_threads(1)
     out.mkdir()
     encoder = open_encoder(config)
-    maker = ShardMaker(encoder, open_buckets(config, encoder), out, lambda files, clips: None)
+    maker = ShardMaker(config.data, lambda: encoder, open_buckets(config, encoder), out, lambda files, clips: None)
     assert maker.make("shard-00000.tar", [Source("long.mp4", folder / "long.mp4", "a")]) == config.data.starts
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

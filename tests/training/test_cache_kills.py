@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -88,6 +90,24 @@ def test_writers_that_are_killed_leave_the_same_shards(config, whole, tmp_path):
 @pytest.mark.timeout(1800)
 def test_writers_killed_fifty_times_leave_the_same_shards(config, whole, tmp_path):
     killed_writers(config, whole, tmp_path, 50, seed=1)
+
+
+def test_a_termination_of_all_its_processes_ends_the_command_as_ctrl_c_does(config, whole, tmp_path):
+    """Launchers and clusters send it to the whole group; the writers finish their shards."""
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "cache"
+    recipe.write_text(dump_config(config))
+    arguments = [sys.executable, "-m", "tpdiff", "cache", recipe, "--out", out, "--workers", "2", "--shards", "8"]
+    command = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    watched = psutil.Process(command.pid)
+    while command.poll() is None and count_writers(watched) < 2:
+        time.sleep(0.005)
+    os.killpg(command.pid, signal.SIGTERM)
+    said = command.communicate(timeout=PATIENCE)[1]
+    assert command.returncode == 130, said
+    assert "stopping after these shards" in said and "stopped; continue with: tpdiff cache" in said
+    assert 0 < len(list(out.glob("*.tar"))) < 8
+    assert make_cache(config, out).complete
+    assert contents(out) == whole[0]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice, repeat
 from typing import Any
 
@@ -49,14 +49,14 @@ def open_batches(
         worker_init_fn=free_worker,
         persistent_workers=workers > 0,
     )
-    with _terminations_wait(workers > 0):
+    with terminations_wait() if workers else nullcontext():
         return _raising(iter(loader))
 
 
 @contextmanager
-def _terminations_wait(wanted: bool) -> Iterator[None]:
+def terminations_wait() -> Iterator[None]:
     """Have SIGTERM wait meanwhile, and in processes begun meanwhile until they deal with it; on Linux alone."""
-    if not (wanted and sys.platform == "linux"):
+    if sys.platform != "linux":
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -123,7 +123,8 @@ def make_cache(
     with _begun(out, settings, shards, len(found.entries)) as head:
         plan = _plan(found.entries, data.path, head["count"])
         _clear(out, plan)
-        with closing(make_shards(config, buckets, out, plan, workers, stop)) as updates:
+        empty = settings["condition.encoder"] is not None and not (out / EMPTY_PROMPT).is_file()
+        with closing(make_shards(config, buckets, out, plan, workers, stop, empty)) as updates:
             for update in updates:
                 done, files, encoded = done + len(update.shards), files + update.files, encoded + update.encoded
                 fresh = [file for shard in update.shards for file in _bad(out, shard)]

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from tpdiff.data.buckets import Buckets
 from tpdiff.data.shard_files import EMPTY_PROMPT
 from tpdiff.files import write_whole
-from tpdiff.training.batches import free_worker
+from tpdiff.training.batches import free_worker, terminations_wait
 from tpdiff.training.config import Config
 from tpdiff.training.pipeline_encoder import open_encoder
 from tpdiff.training.shard_maker import ShardMaker, Source
@@ -39,9 +41,11 @@ def make_shards(
     plan: Mapping[str, Sequence[Source]],
     workers: int,
     stop: Callable[[], bool],
+    empty_prompt: bool = False,
 ) -> Generator[Update, None, None]:
     """Make the shards of a plan, each in one of `workers` processes; ends early, after those under way, on a stop.
-    The first process encodes the empty caption too, into `EMPTY_PROMPT`, where captions are encoded.
+    The first process encodes the empty caption too, into `EMPTY_PROMPT`, where that is wanted. A process in which
+    nothing is new opens no encoder.
 
     Raises:
         ValueError, OSError: what a worker could not do (a full disk, say).
@@ -49,13 +53,16 @@ def make_shards(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    resource_tracker.ensure_running()  # beginning, it would let terminations through
     waiting = list(plan.items())[::-1]
     team: dict[Connection, Any] = {}
     try:
         for number in range(min(workers, len(plan))):
             ours, theirs = context.Pipe()
-            team[ours] = context.Process(target=_work, args=(config, buckets, out, number, theirs), daemon=True)
-            team[ours].start()
+            told = (config, buckets, out, number, empty_prompt and number == 0, theirs)
+            team[ours] = context.Process(target=_work, args=told, daemon=True)
+            with terminations_wait():  # in the server of the processes, too, with which they would die
+                team[ours].start()
             theirs.close()
             with _noticing_death(team[ours]):
                 ours.send(waiting.pop())
@@ -114,7 +121,7 @@ def _noticing_death(process: Any) -> Iterator[None]:
         ) from None
 
 
-def _work(config: Config, buckets: Buckets, out: Path, number: int, pipe: Connection) -> None:
+def _work(config: Config, buckets: Buckets, out: Path, number: int, empty_prompt: bool, pipe: Connection) -> None:
     """Make the shards that the pipe names, and tell it of progress, until it closes."""
     free_worker(number)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -122,10 +129,10 @@ def _work(config: Config, buckets: Buckets, out: Path, number: int, pipe: Connec
     devices = torch.cuda.device_count()
     try:
         with one_thread():
-            encoder = open_encoder(config, f"cuda:{number % devices}" if devices else "cpu")
-            if number == 0 and (empty := encoder.states("")) is not None:
+            encoder = cache(partial(open_encoder, config, f"cuda:{number % devices}" if devices else "cpu"))
+            if empty_prompt and (empty := encoder().states("")) is not None:
                 write_whole(out / EMPTY_PROMPT, empty)
-            maker = ShardMaker(encoder, buckets, out, lambda files, clips: pipe.send((None, files, clips)))
+            maker = ShardMaker(config.data, encoder, buckets, out, lambda files, clips: pipe.send((None, files, clips)))
             while True:
                 name, sources = pipe.recv()
                 maker.make(name, sources)

@@ -26,6 +26,7 @@ from tpdiff.data.stream import legal_starts
 from tpdiff.data.video import grid_length, inspect, read_clip
 from tpdiff.files import write_whole
 from tpdiff.training.clip_encoder import ClipEncoder
+from tpdiff.training.config import DataConfig
 
 Tick = Callable[[int, int], None]  # (files done, clips encoded) since the last
 
@@ -56,15 +57,15 @@ class ShardMaker:
     """Makes shards in a folder.
 
     Args:
-        encoder: the models.
+        data: the videos.
+        encoder: opens the models, or gives those that it has opened; not called before there is something to encode.
         buckets: the clip sizes.
         out: the folder.
         tick: told of progress.
     """
 
-    def __init__(self, encoder: ClipEncoder, buckets: Buckets, out: Path, tick: Tick):
-        self.encoder, self.buckets, self.out, self.tick = encoder, buckets, out, tick
-        self.data = encoder.config.data
+    def __init__(self, data: DataConfig, encoder: Callable[[], ClipEncoder], buckets: Buckets, out: Path, tick: Tick):
+        self.data, self.encoder, self.buckets, self.out, self.tick = data, encoder, buckets, out, tick
 
     def make(self, name: str, sources: Sequence[Source]) -> int:
         """Bring a shard up to date with its videos; returns how many clips were encoded for it.
@@ -122,7 +123,7 @@ class ShardMaker:
             )
         fps = self.data.fps or info.fps
         clips: list[dict[str, Any]] = []
-        states = self.encoder.states(source.caption or "")
+        states = self.encoder().states(source.caption or "")
         for start in _starts(length, bucket, self.data.starts):
             seconds = times[start] if self.data.fps is None else start / self.data.fps
             try:
@@ -133,7 +134,7 @@ class ShardMaker:
                     raise
                 record = record | {"damage": error.reason}
                 break
-            latents = self.encoder.latents(video)
+            latents = self.encoder().latents(video)
             facts = {
                 **dict(zip(("frames", "height", "width"), bucket, strict=True)),
                 "fps": fps,
@@ -155,7 +156,7 @@ class ShardMaker:
 
     def _copy(self, source: Source, before: dict[str, Any], shard: ShardWriter) -> Iterator[dict[str, Any]]:
         """The records of clips taken over from the shard as it was, with the caption as it is now."""
-        states = self.encoder.states(source.caption or "") if source.caption != before["caption"] else None
+        states = self.encoder().states(source.caption or "") if source.caption != before["caption"] else None
         with (self.out / shard.path.name).open("rb") as old:
             for clip in before["clips"]:
                 old.seek(clip["offset"])
