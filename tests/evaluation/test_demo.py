@@ -3,6 +3,7 @@
 import json
 import shlex
 import signal
+import sys
 import threading
 import time
 from itertools import groupby, pairwise
@@ -219,6 +220,15 @@ def test_a_demo_is_kept_where_a_fresh_one_cannot_be(quick, tmp_path, capsys):
     (tmp_path / "report.html").write_text("made in an hour")
     assert tpdiff("demo", "--minutes", 1, "--out", tmp_path, "--fresh", *TINY, "train.learning_rate=1") == 2
     assert "unknown key train.learning_rate" in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text() == "made in an hour"
+
+
+def test_a_demo_is_kept_where_no_other_can_be_recorded(monkeypatch, tmp_path, capsys):
+    demo.begin(tmp_path)
+    (tmp_path / "report.html").write_text("made in an hour")
+    monkeypatch.setitem(sys.modules, "vizdoom", None)
+    assert tpdiff("demo", "--minutes", 5, "--out", tmp_path, "--fresh", *TINY) == 2
+    assert 'recording gameplay needs VizDoom: pip install "tpdiff[games]"' in capsys.readouterr().err
     assert (tmp_path / "report.html").read_text() == "made in an hour"
 
 

@@ -111,7 +111,7 @@ def record_doom(
     recipe = dict(kind="doom", scenario=scenario, clips=clips, frames=frames, size=list(size), frame_skip=frame_skip)
     recipe |= dict(oversampling=OVERSAMPLING, pace=pace)
     paths = [Path(out) / ("test" if n < testing else "train") / f"{n:05d}.mp4" for n in range(clips)]
-    vizdoom = None if all(path.is_file() for path in paths) else _vizdoom()
+    vizdoom = None if all(path.is_file() for path in paths) else require_vizdoom()
     folder = open_set(out, recipe | dict(fps=rate, seed=seed, test_share=test_share))
     rows, written = [], 0
     with _game(vizdoom, scenario, setting, size) if vizdoom else nullcontext() as game:
@@ -237,7 +237,8 @@ def _known(scenario: str) -> Scenario:
     return SCENARIOS[scenario]
 
 
-def _vizdoom() -> Any:
+def require_vizdoom() -> Any:
+    """The module vizdoom. Raises DataError, with what to install, where it is not."""
     try:
         import vizdoom
     except ImportError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tpdiff import __version__
 from tpdiff.data import ClipDataset, record_doom, write_video
+from tpdiff.data.doom import require_vizdoom
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
 from tpdiff.evaluation.latency import count_flops, measure
@@ -64,6 +65,7 @@ def begin(out: Path, fresh: bool = False) -> None:
 
     Raises:
         ValueError: a start over in a folder that holds other things and no mark.
+        DataError: a start over without VizDoom.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         write_whole(out / MARK, json.dumps({"made by": "tpdiff demo", "version": __version__}) + "\n")
@@ -73,6 +75,7 @@ def begin(out: Path, fresh: bool = False) -> None:
             "give a new folder"
         )
     elif fresh:
+        require_vizdoom()  # without it nothing could take the old one's place
         for path in (out / name for name in MADE):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
