@@ -171,6 +171,27 @@ def test_a_callback_hears_of_every_step(solver):
     torch.testing.assert_close(told[0].denoised, x - t * bent(x, torch.full((2,), t), 2))
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_later_stage_can_be_the_first(first):
+    """From the latents that a whole run enters it with, the rest is the same."""
+    pyramid, ended = Pyramid(FLOW, BOTH), {}
+
+    def keep(progress):
+        if progress.ends_stage:
+            ended[progress.stage] = progress.latents
+
+    whole = sample_pyramid(bent, pyramid, SHAPE, (3, 2, 4), generator=seeds(0)[0], callback=keep)
+    generator = seeds(0)[0]
+    torch.randn(2, 3, 2, 1, 2, generator=generator)
+    for k in (1, 0)[: 2 - first]:
+        latents = pyramid.jump(ended[k + 1], k, generator=generator)
+    denoiser = Recorder()
+    options = {"latents": latents, "first_stage": first, "generator": generator}
+    rest = sample_pyramid(denoiser, pyramid, SHAPE, (2, 4)[1 - first :], **options)
+    assert [call[3] for call in denoiser.calls] == [1] * 2 * first + [0] * 4
+    assert torch.equal(rest, whole)
+
+
 # Refusals, all before the denoiser is called
 
 
@@ -188,6 +209,10 @@ def test_a_callback_hears_of_every_step(solver):
         ({"prediction_type": "velocity"}, "unknown prediction_type 'velocity'"),
         ({"prediction_type": "epsilon"}, "epsilon prediction cannot start from pure noise"),
         ({"latents": torch.zeros(SHAPE)}, r"latents \(2, 3, 8, 4, 8\) must have the coarsest.*\(2, 3, 2, 1, 2\)"),
+        ({"latents": torch.zeros(SHAPE), "first_stage": 1}, r"must have the first stage's shape \(2, 3, 4, 2, 4\)"),
+        ({"first_stage": 1}, "first_stage 1 begins with latents of that stage; give them"),
+        ({"first_stage": 3}, "no stage 3: stages are 0, the finest, to 2"),
+        ({"first_stage": 1, "latents": torch.zeros(2, 3, 4, 2, 4), "steps": (2, 2, 2)}, "3 step counts"),
         ({"generator": seeds(1, 2, 3)}, "3 generators for a batch of 2"),
     ],
 )

@@ -49,6 +49,7 @@ def sample_pyramid(
     steps: int | Sequence[int],
     *,
     latents: Tensor | None = None,
+    first_stage: int | None = None,
     generator: Generators = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -66,8 +67,12 @@ def sample_pyramid(
             (B, C, T, H, W) at the stage's size, t is float32 (B,).
         pyramid: the stages.
         shape: full size (B, C, T, H, W).
-        steps: a total (split evenly, remainder to the coarsest) or one count a stage, coarsest first.
-        latents: unit Gaussian noise at the **coarsest** size to start from; None: drawn.
+        steps: a total (split evenly, remainder to the coarsest) or one count a stage, coarsest first; of the stages
+            that are run.
+        latents: unit Gaussian noise at the **coarsest** size to start from; None: drawn. With `first_stage`, what that
+            stage starts from.
+        first_stage: k, to begin with latents at that stage's size and `start_level`, such as those of a video
+            (`Pyramid.pair`, at its start); None: the coarsest.
         generator: one, or one a sample; every draw (start and jumps) comes from it.
         device: where to sample; None: the latents' device, or the CPU.
         dtype: of the latents between calls.
@@ -82,25 +87,30 @@ def sample_pyramid(
     Raises:
         ValueError: before any call of the denoiser, for an illegal size, step count, solver or prediction type.
     """
-    counts = split_steps(steps, len(pyramid))
+    first = len(pyramid) - 1 if first_stage is None else first_stage
+    if first not in range(len(pyramid)):
+        raise ValueError(f"no stage {first}: stages are 0, the finest, to {len(pyramid) - 1}")
+    counts = split_steps(steps, first + 1)
     check_solver(solver)
-    grids = {k: pyramid.levels(k, counts[len(pyramid) - 1 - k], spacing) for k in range(len(pyramid))}
-    coarsest = len(pyramid) - 1
-    check_prediction_type(prediction_type, pyramid.stages[coarsest].start_level)
-    start_shape = pyramid.stage_shape(shape, coarsest)
+    grids = {k: pyramid.levels(k, counts[first - k], spacing) for k in range(first + 1)}
+    check_prediction_type(prediction_type, pyramid.stages[first].start_level)
+    start_shape = pyramid.stage_shape(shape, first)
     if isinstance(generator, Sequence):
         check_generators(generator, shape[0])
+    if latents is None and first_stage is not None:
+        raise ValueError(f"first_stage {first} begins with latents of that stage; give them")
     if latents is None:
         x = randn(start_shape, generator, device, dtype)
     elif tuple(latents.shape) != start_shape:
-        raise ValueError(f"latents {tuple(latents.shape)} must have the coarsest stage's shape {start_shape}")
+        which = "coarsest" if first_stage is None else "first"
+        raise ValueError(f"latents {tuple(latents.shape)} must have the {which} stage's shape {start_shape}")
     else:
         x = latents.to(device or latents.device, dtype)
 
     advance = SOLVERS[solver]
     done = 0
-    for k in range(coarsest, -1, -1):
-        if k < coarsest:
+    for k in range(first, -1, -1):
+        if k < first:
             x = pyramid.jump(x, k, generator=generator)
 
         def predict(x: Tensor, level: Level, k: int = k) -> Tensor:
