@@ -179,9 +179,7 @@ class Trainer:
             latents = self.latents.of_batch(batch)
             prompts = self._prompts(batch["caption"], own)
             told = Told(prompts, batch.get("video"), latents, own, known_text(batch))
-            alike = (
-                prompts if self.config.condition.kind == "none" else batch["caption"]
-            )  # noise is aligned within these
+            alike = batch["caption"] if self.config.condition.kind != "none" else prompts  # within it noise is aligned
             denoise, original = self.trainee.denoiser(self.wrapped, told), self.trainee.original(told)
             stages = self.mix.stages(self.step, micro)
             last = micro == len(batches) - 1
