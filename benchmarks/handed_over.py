@@ -30,9 +30,10 @@ from tpdiff.metrics.distance import frechet_distance
 from tpdiff.models.autoencoder import encode_video
 from tpdiff.pyramid import Pyramid
 from tpdiff.pyramid.noise import randn
-from tpdiff.sampling.denoiser import guided_denoiser
-from tpdiff.sampling.loop import sample_pyramid
 from tpdiff.sampling.pipeline import newest_checkpoint
+from tpdiff.training.clean import clean_pair
+
+BATCH = 32
 
 
 def main() -> None:
@@ -44,6 +45,8 @@ def main() -> None:
     if len(pipe.pyramid) == 1 and args.ends:
         pipe.pyramid = Pyramid(pipe.pyramid.schedule, [(1, 1, 1)] * (len(args.ends) + 1), ends=args.ends)
     reference = Reference.fit(args.data, **geometry._asdict(), cache_dir=args.cache_dir)
+    if args.clips > len(reference.clips):
+        raise SystemExit(f"--clips {args.clips}: there are {len(reference.clips)} real clips; nearest: that many")
     steps = [max(1, round(args.steps * (s.start - s.end))) for s in pipe.pyramid.stages[::-1]]
     for first in [*range(len(pipe.pyramid) - 1), None]:
         made = handed(pipe, reference, args.clips, first, steps, args.guidance_scale)
@@ -58,41 +61,28 @@ def handed(
     """uint8 (B, 3, T, H, W): samples with the captions of the real clips; from the clips as stage `first` meets them,
     or from noise.
     """
-    pyramid, size = pipe.pyramid, 32
-    shape = pipe.latent_shape(pipe.config.default_size)
-    for begin in range(0, count, size):
-        clips = reference.clips[begin : min(begin + size, count)]
+    for begin in range(0, count, BATCH):
+        clips = reference.clips[begin : min(begin + BATCH, count)]
         generator = [torch.Generator().manual_seed(begin + i) for i in range(len(clips))]
-        captions = [clip.source.entry.caption for clip in clips]
-        told, untold = (pipe.conditioner.encode(p, pipe.device) for p in (captions, [None] * len(clips)))
-        denoiser = guided_denoiser(
-            pipe.transformer,
-            pyramid,
-            told,
-            untold,
-            guidance,
-            per_stage=pipe.config.per_stage_target,
-            policy=pipe.config.timestep_policy,
+        made = pipe(
+            [clip.source.entry.caption for clip in clips],
+            steps=steps if first is None else steps[-first - 1 :],
+            guidance_scale=guidance,
+            generator=generator,
+            latents=None if first is None else met(pipe, load_clips(clips, reference.geometry), first, generator),
+            first_stage=first,
+            output_type="pt",
         )
-        latents = None
-        if first is not None:
-            whole = to_float(load_clips(clips, reference.geometry))
-            whole = (whole if pipe.vae is None else encode_video(pipe.vae, whole)) * pipe.config.latent_scale
-            clean, coarse = pyramid.down(whole, first), pyramid.down(whole, first + 1)
-            pair = pyramid.pair(clean, coarse, randn(clean.shape, generator), first)
-            latents = pair.at(torch.full((len(clips),), pyramid.stages[first].start))
-        with torch.no_grad():
-            made = sample_pyramid(
-                denoiser,
-                pyramid,
-                (len(clips), *shape),
-                steps if first is None else steps[-first - 1 :],
-                latents=latents,
-                first_stage=first,
-                generator=generator,
-                prediction_type=pipe.config.prediction_type,
-            )
-            yield frames_to_uint8(pipe.decode(made) / 2 + 0.5)
+        yield frames_to_uint8(made.frames).transpose(1, 2)
+
+
+def met(pipe: Any, video: Tensor, stage: int, generator: list[torch.Generator]) -> Tensor:
+    """What a stage starts from, of real clips: uint8 (B, 3, T, H, W) -> (B, C, T, H, W) at the stage's size."""
+    pyramid, whole = pipe.pyramid, to_float(video)
+    whole = (whole if pipe.vae is None else encode_video(pipe.vae, whole)) * pipe.config.latent_scale
+    clean, coarse = clean_pair(pyramid, whole, stage)
+    pair = pyramid.pair(clean, coarse, randn(clean.shape, generator), stage)
+    return pair.at(torch.full((len(video),), pyramid.stages[stage].start))
 
 
 def _arguments() -> argparse.Namespace:

@@ -428,3 +428,15 @@ def test_it_runs_in_bf16(tmp_path):
     made = half(LABELS[0], steps=3, generator=seeded(0)).frames
     assert made.dtype == np.float32
     np.testing.assert_allclose(made, wanted, atol=0.1)
+
+
+def test_a_later_stage_can_be_the_first_of_a_pipeline():
+    pipe = pipeline()
+    told, latents = times_told(pipe.transformer), torch.randn(1, 3, 4, 16, 16, generator=seeded(0))
+    options = {"latents": latents, "first_stage": 1, "output_type": "latent"}
+    made = pipe(steps=(2, 3), generator=seeded(1), **options).frames
+    assert [stage for stage, _ in told] == [1, 1, 0, 0, 0] and made.shape == (1, 3, 8, 16, 16)
+    with pytest.raises(ValueError, match="1 steps cannot fill 2 stages"):
+        pipe(steps=1, **options)
+    with pytest.raises(ValueError, match="no stage 3: stages are 0, the finest, to 2"):
+        pipe(steps=6, latents=latents, first_stage=3)

@@ -170,6 +170,7 @@ class PyramidPipeline(DiffusionPipeline):
         width: int | None = None,
         generator: Generators = None,
         latents: Tensor | None = None,
+        first_stage: int | None = None,
         solver: str = "euler",
         output_type: str = "np",
         callback: Callable[[Progress], None] | None = None,
@@ -184,7 +185,8 @@ class PyramidPipeline(DiffusionPipeline):
             num_videos_per_prompt: videos of each prompt.
             num_frames: pixels' frames, None: as trained. Likewise height and width.
             generator: one, or one a video.
-            latents: noise at the coarsest stage's size.
+            latents: noise at the coarsest stage's size; with `first_stage`, what that stage starts from.
+            first_stage: k, to begin there (`sample_pyramid`); `steps` are then of the stages that are run.
             solver: "euler", "ddim" or "heun".
             output_type: "np" (B, T, H, W, 3) in [0, 1], "pt" (B, T, 3, H, W) in [0, 1], "pil", or "latent".
             callback: called with a `Progress` after every step.
@@ -192,7 +194,7 @@ class PyramidPipeline(DiffusionPipeline):
         Raises:
             ValueError: before any work, for a size, step count or prompt that cannot be served.
         """
-        split_steps(steps, len(self.pyramid))
+        split_steps(steps, len(self.pyramid) if first_stage is None else first_stage + 1)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"unknown output_type {output_type!r}; known: {', '.join(OUTPUT_TYPES)}")
         prompts: list[str | None] = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
@@ -223,6 +225,7 @@ class PyramidPipeline(DiffusionPipeline):
             shape,
             steps,
             latents=latents,
+            first_stage=first_stage,
             generator=generator,
             device=device,
             prediction_type=self.config.prediction_type,
