@@ -1,5 +1,6 @@
 """Fine-tuning of real pipelines with tiny random weights: what is trained, what is saved, and where it loads."""
 
+import json
 import shutil
 
 import pytest
@@ -295,6 +296,39 @@ def test_what_cannot_be_tuned_is_refused(tuning, tmp_path, pretrained, overrides
     with pytest.raises(ValueError, match=message):
         Trainer(tuning(find_case("wan"), *overrides, **pretrained), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_wrong_elsewhere_is_said_before_the_pipeline_is_fetched(tuning, tmp_path, monkeypatch):
+    def fetched(config):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("tpdiff.training.trainer.Pretrained", fetched)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "config.yaml").write_text("")
+    for out, override, message in (
+        ("used", "seed=3", "holds a run already; add --resume"),
+        ("run", "data.path=elsewhere", "no such folder: elsewhere"),
+        ("run", "data.split=extra", "split 'extra' is not in"),
+        ("run", "data.shards=elsewhere", "elsewhere"),
+        ("run", "log.trackers=[nothing]", "nothing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Trainer(tuning(find_case("wan"), override), tmp_path / out)
+    with pytest.raises(AssertionError, match="fetched"):
+        Trainer(tuning(find_case("wan")), tmp_path / "run")
+
+
+def test_a_run_finds_its_pipeline_from_anywhere(tuning, saved, tmp_path, monkeypatch):
+    place = saved(find_case("wan"))
+    monkeypatch.chdir(place.parent)
+    trainer = Trainer(tuning(find_case("wan"), path=place.name), tmp_path / "run")
+    folder = trainer.save()
+    monkeypatch.chdir(tmp_path)
+    assert PyramidPipeline.from_pretrained(folder)("a", steps=[1, 1, 1], output_type="pt").frames.isfinite().all()
+    told = json.loads((folder / "tpdiff.json").read_text())
+    (folder / "tpdiff.json").write_text(json.dumps(told | {"base": "gone"}))
+    with pytest.raises(ValueError, match=r"step-00000000 was trained from a pipeline that cannot be opened: .*'gone'"):
+        PyramidPipeline.from_pretrained(folder)
 
 
 def test_averaging_the_picture_with_others_is_refused_before_training(tuning, tmp_path):

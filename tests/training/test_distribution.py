@@ -13,7 +13,7 @@ from processes import PATIENCE, assert_same_curve, curve, ends, order, start, tr
 
 from tpdiff import PyramidPipeline
 from tpdiff.training import checkpoint as ckpt
-from tpdiff.training.distribution import share_of
+from tpdiff.training.distribution import open_accelerator, share_of
 from tpdiff.training.trainer import Trainer
 
 
@@ -174,6 +174,17 @@ def test_a_disk_that_is_full_for_one_leaves_no_checkpoint_for_any(values, tmp_pa
 def test_a_batch_that_does_not_divide_is_refused(batch, processes, nearest):
     with pytest.raises(ValueError, match=rf"train.batch_size {batch},.*{processes} processes; nearest: {nearest}$"):
         share_of(batch, processes)
+    with pytest.raises(ValueError, match=r"nearest: 8; 8 with train\.accumulation=2 is as many clips a step$"):
+        share_of(1, 8, 16)
+    with pytest.raises(ValueError, match=r"nearest: 8$"):
+        share_of(1, 8, 12)
+
+
+def test_devices_without_float64_are_left_to_others(tmp_path, monkeypatch):
+    """Times and noise levels are reckoned in it."""
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *args: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *args: torch.device("mps"))
+    assert open_accelerator("no", [], tmp_path).device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("other", ["DEEPSPEED", "MEGATRON_LM"])

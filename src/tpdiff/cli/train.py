@@ -75,7 +75,8 @@ def train(
     if stopped:
         again = ["tpdiff", "train", str(config), *(overrides or ()), "--out", str(run), "--resume"]
         if main:
-            print(f"stopped at step {trainer.step}; continue with: {shlex.join(again)}")
+            how = "continue with" if processes == 1 else "continue under the same launcher with"
+            print(f"stopped at step {trainer.step}; {how}: {shlex.join(again)}")
         raise SystemExit(130)
 
 

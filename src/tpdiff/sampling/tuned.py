@@ -192,7 +192,10 @@ def load_tuned(folder: Path, dtype: torch.dtype = torch.float32) -> TunedPipelin
         ValueError: the pipeline that it was trained from is not there.
     """
     told = read_tuned(folder)
-    pipe = load_stock(str(folder) if told.base == HERE else told.base, dtype)
+    try:
+        pipe = load_stock(str(folder) if told.base == HERE else told.base, dtype)
+    except ValueError as error:
+        raise ValueError(f"{folder} was trained from a pipeline that cannot be opened: {error}") from error
     if told.kind is not None and told.base != HERE:
         kind, place = getattr(diffusers, told.kind), str(folder / told.component)
         pipe.register_modules(**{told.component: kind.from_pretrained(place, use_safetensors=True, dtype=dtype)})

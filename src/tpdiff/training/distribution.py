@@ -24,6 +24,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
+WITHOUT_DOUBLES = ("mps",)  # devices that cannot hold float64, in which times and noise levels are reckoned
 PATIENCE = timedelta(hours=3)  # the others wait while the main process validates and writes
 
 
@@ -52,12 +53,14 @@ def open_accelerator(precision: str, trackers: Sequence[str], out: Path, idle_we
             "CPUs, set ACCELERATE_USE_CPU=true"
         )
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    found = torch.accelerator.current_accelerator()
     if on_cpus and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         _shard_on_cpus(precision, patience)
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=list(trackers) or None,
         project_dir=str(out),
+        cpu=found is not None and found.type in WITHOUT_DOUBLES,
         kwargs_handlers=[patience, DistributedDataParallelKwargs(find_unused_parameters=idle_weights)],
     )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
@@ -67,8 +70,8 @@ def open_accelerator(precision: str, trackers: Sequence[str], out: Path, idle_we
     return accelerator
 
 
-def share_of(batch_size: int, processes: int) -> int:
-    """How many clips of a batch fall to each process.
+def share_of(batch_size: int, processes: int, accumulation: int = 1) -> int:
+    """How many clips of a batch, one of so many of an optimizer step, fall to each process.
 
     Raises:
         ValueError: the batch does not divide, with the nearest that does.
@@ -76,6 +79,9 @@ def share_of(batch_size: int, processes: int) -> int:
     if batch_size % processes:
         below = batch_size // processes * processes
         nearest = f"{below} or {below + processes}" if below else f"{processes}"
+        clips, together = batch_size * accumulation, below + processes
+        if accumulation > 1 and clips % together == 0:
+            nearest += f"; {together} with train.accumulation={clips // together} is as many clips a step"
         raise ValueError(
             f"train.batch_size {batch_size}, the clips of all processes together, is not a multiple of "
             f"{processes} processes; nearest: {nearest}"

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -114,7 +115,7 @@ class Pretrained:
     def pipeline(self, network: nn.Module) -> TunedPipeline:
         data, adapters = self.config.data, list(getattr(network, "peft_config", {}))
         told = Tuned(
-            base=self.wanted.path,
+            base=str(Path(self.wanted.path).resolve()) if Path(self.wanted.path).is_dir() else self.wanted.path,
             component=self.name,
             kind=None if adapters else type(network).__name__,
             adapters=adapters,

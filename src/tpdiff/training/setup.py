@@ -117,10 +117,12 @@ def check_folder(out: Path, config: Section, resume: bool) -> Path | None:
     return found[-1] if found else None
 
 
-def may_change(line: str) -> bool:
-    """Keys that a resumed run may set anew: its budget and what it leaves behind, not what it computes."""
+def may_change(line: str, of_shards: bool = False) -> bool:
+    """Keys that a resumed run may set anew: its budget, what it leaves behind, and where it keeps what; not what it
+    computes. A run of shards trains on what their digest says, wherever they lie; its videos are for validation."""
     budget, kept = (
         ("train.steps:", "train.seconds:"),
         ("log.", "validation.", "data.workers:", "data.cache", "data.latents:", "train.ema_device:"),
     )
-    return line.startswith((*budget, *kept))
+    memory = ("model.gradient_checkpointing:", "pretrained.gradient_checkpointing:", "pretrained.offload:")
+    return line.startswith((*budget, *kept, *memory, *(("data.shards:", "data.path:") if of_shards else ())))

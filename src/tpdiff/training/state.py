@@ -61,7 +61,8 @@ def check_same_run(folder: Path, config: Config) -> None:
         ValueError: naming every key that differs.
     """
     before = build_config(ckpt.read_state(folder)["config"])
-    difference = [d for d in config_difference(before, config) if not may_change(d)]
+    of_shards = before.data.shards is not None and config.data.shards is not None
+    difference = [d for d in config_difference(before, config) if not may_change(d, of_shards)]
     if difference:
         raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
 

@@ -16,24 +16,22 @@ from tpdiff.models.memory import keep_freed_memory
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.batches import open_batches
 from tpdiff.training.cache_settings import open_source
-from tpdiff.training.clean import clean_pair
 from tpdiff.training.compiled import compile_stages
 from tpdiff.training.config import Config
-from tpdiff.training.distribution import agree, all_or_none, open_accelerator
+from tpdiff.training.distribution import agree, all_or_none, open_accelerator, share_of
 from tpdiff.training.ema import EMA
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
-from tpdiff.training.objective import StageLoss, stage_loss
-from tpdiff.training.optimizer import build_optimizer, learning_rate, set_rate, spent
+from tpdiff.training.objective import StageLoss
+from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
 from tpdiff.training.pretrained import Pretrained
-from tpdiff.training.progress import Recent, Report, Status, check_finite, check_scale
-from tpdiff.training.randomness import network_draws, sample_generators
-from tpdiff.training.setup import check_folder, known_text
-from tpdiff.training.shards import whole
+from tpdiff.training.progress import Recent, Report, Status
+from tpdiff.training.setup import check_folder
 from tpdiff.training.stage_mix import open_mix
 from tpdiff.training.state import capture, check_same_run, restore
+from tpdiff.training.step import check_values, take_step
 from tpdiff.training.trackers import check_trackers, start_trackers
-from tpdiff.training.trainee import OwnNetwork, Told, Trainee
+from tpdiff.training.trainee import OwnNetwork, Trainee
 from tpdiff.training.validation import Validation
 
 
@@ -66,20 +64,22 @@ class Trainer:
         dry: bool = False,
     ):
         self.config, self.out = config, Path(out)
-        self.trainee: Trainee = OwnNetwork(config) if config.pretrained is None else Pretrained(config)
-        self.pyramid = self.trainee.convention.pyramid
-        check_trackers(config.log.trackers)
+        check_trackers(config.log.trackers)  # what costs nothing comes first, before models are fetched and read
         found = None if dry else check_folder(self.out, config, resume)
         if found is not None:
             check_same_run(found, config)
-        set_seed(config.seed)
-        train = config.train
-        idle = config.pretrained is not None
+        train, idle = config.train, config.pretrained is not None
         self.accelerator = open_accelerator(train.precision, config.log.trackers, self.out, idle)
+        if train.token_budget is None:
+            share_of(train.batch_size, self.accelerator.num_processes, train.accumulation)
+        own = OwnNetwork(config) if config.pretrained is None else None  # which has sizes, but no weights yet
+        self.dataset = open_source(config) if dataset is None else dataset
+        self.trainee: Trainee = own or Pretrained(config)
+        self.pyramid = self.trainee.convention.pyramid
+        set_seed(config.seed)
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.dataset = open_source(config) if dataset is None else dataset
         self.latents = Latents(config, self.pyramid, self.device, self.dataset, self.trainee.autoencoder)
         sizes = (self.latents.shape, self.trainee.patch_size)
         ranks = (self.accelerator.num_processes, self.accelerator.process_index)
@@ -156,7 +156,7 @@ class Trainer:
             tokens *= self.accelerator.num_processes
             self.tokens += tokens
             self.samples += self.accelerator.num_processes * sum(len(batch["index"]) for batch in batches)
-            self._check_finite(values)
+            check_values(self, values)
             self.losses += [(self.seconds, self.step, stage, loss) for stage, loss, _ in values]
             self.recent.add(values, tokens, elapsed)
             if self.step % log.every_steps == 0 or self.done:
@@ -172,40 +172,7 @@ class Trainer:
 
     def train_step(self, batches: list[dict[str, Any]]) -> list[StageLoss]:
         """One optimizer step over its micro-batches; advances neither the clock nor the counters."""
-        train, parts = self.config.train, []
-        set_rate(self.optimizer, learning_rate(train, self.step, self.fraction))
-        for micro, batch in enumerate(batches):
-            own = sample_generators(self.config.seed, batch["index"])
-            latents = self.latents.of_batch(batch)
-            prompts = self._prompts(batch["caption"], own)
-            told = Told(prompts, batch.get("video"), latents, own, known_text(batch))
-            alike = batch["caption"] if self.config.condition.kind != "none" else prompts  # within it noise is aligned
-            denoise, original = self.trainee.denoiser(self.wrapped, told), self.trainee.original(told)
-            stages = self.mix.stages(self.step, micro)
-            last = micro == len(batches) - 1
-            for k in stages:
-                draws = network_draws(self.config.seed, batch["index"], k, self.device)
-                with self._sync(last and k == stages[-1]), self.accelerator.autocast(), draws:
-                    clean, coarse = clean_pair(self.pyramid, latents, k)
-                    part = stage_loss(
-                        denoise,
-                        self.trainee.convention,
-                        clean,
-                        coarse,
-                        k,
-                        alike,
-                        train,
-                        own,
-                        original,
-                        self.accelerator,
-                    )
-                self.accelerator.backward(part.loss / (len(stages) * len(batches) / self.mix.counts(k)))
-                parts.append(replace(part, loss=part.loss.detach()))
-        limit = math.inf if train.max_grad_norm is None else train.max_grad_norm
-        self.gradient_norm = whole(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), limit))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.network)
+        parts, self.gradient_norm = take_step(self, batches)
         return parts
 
     def open_stream(self) -> Iterator[dict[str, Any]]:
@@ -260,27 +227,6 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             write_whole(self.out / "config.yaml", dump_config(self.config))
         start_trackers(self.accelerator, self.config, self.step, resume)
-
-    def _prompts(self, captions: list[str], generators: list[torch.Generator]) -> list[str | None]:
-        """Captions, of which some are dropped to None; all of them, after the same draws, without a condition."""
-        condition, drawn = self.config.condition, [float(torch.rand((), generator=g)) for g in generators]
-        share = 1.0 if condition.kind == "none" else condition.dropout
-        return [None if d < share else c for c, d in zip(captions, drawn, strict=True)]
-
-    def _sync(self, now: bool) -> Any:
-        """Under DDP, where the forward pass decides, gradients are exchanged with a step's last backward pass only.
-        FSDP2 reduces those of every pass: whole until the last, they would take the memory of an unsharded network.
-        """
-        return torch.enable_grad() if now else self.accelerator.no_sync(self.wrapped)
-
-    def _check_finite(self, values: list[tuple[int, float, float]]) -> None:
-        for stage, loss, _ in values:
-            check_finite(f"the loss of stage {stage}", loss, self.step)
-        if self.accelerator.scaler is None:  # which leaves out a step with such a gradient
-            stages = ", ".join(str(stage) for stage, *_ in values)
-            check_finite(f"the gradient of stage {stages}", float(self.gradient_norm), self.step)
-        else:
-            check_scale(self.accelerator.scaler.get_scale(), self.step)
 
     def _open_stream(self) -> None:
         if self._stream is None:
