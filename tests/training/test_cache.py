@@ -190,7 +190,12 @@ def test_shards_without_videos_go(encoding, folder, tmp_path):
     kept = [row for row in rows if shard_of(row["file_name"], 4) != "shard-00000.tar"]
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     (out / ".shard-00001.tar.77.part").write_text("left by a killed process")
-    assert make_cache(config, out).encoded == 0
+    before = contents(out)
+    gone = sum(row["split"] == "train" for row in rows) - sum(row["split"] == "train" for row in kept)
+    with pytest.raises(DataError, match=rf"^{gone} of the 10 videos in .*cache are not among those of .*--prune"):
+        make_cache(config, out)
+    assert contents(out) == before
+    assert make_cache(config, out, prune=True).encoded == 0
     assert not list(out.glob("*00000*")) and not list(out.glob(".*.part"))
     make_cache(config, tmp_path / "fresh", shards=4)
     assert contents(out) == contents(tmp_path / "fresh")

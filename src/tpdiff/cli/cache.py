@@ -25,6 +25,9 @@ def cache(
         int | None, typer.Option(help="Processes that encode; if not given one a core, of a pipeline one a GPU.")
     ] = None,
     shards: Annotated[int | None, typer.Option(help="Files to spread the clips over, once for all.")] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Drop the clips of videos that are gone, however many.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON, nothing else.")] = False,
 ) -> None:
     """Encode videos and captions once, for training. Ctrl-C keeps what is done; the same command continues."""
@@ -46,6 +49,7 @@ def cache(
             out,
             workers=workers or usual_workers(config),
             shards=shards,
+            prune=prune,
             report=None if as_json else report,
             stop=lambda: bool(stopped),
         )
@@ -68,6 +72,7 @@ def cache(
         print(f"{out}: {sum(made.buckets.values())} clips ({sizes}) in {made.shards} shards")
         print(f"{made.encoded} encoded now, in {made.seconds:.1f} s; {len(made.bad)} of {made.files} files skipped")
     if not made.complete:
-        again = ["tpdiff", "cache", *(recipe or ()), *(["--buckets", buckets] if buckets else []), "--out", str(out)]
+        options = [*(["--buckets", buckets] if buckets else []), *(["--prune"] if prune else [])]
+        again = ["tpdiff", "cache", *(recipe or ()), *options, "--out", str(out)]
         print(f"stopped; continue with: {shlex.join(again)}", file=sys.stderr)
         raise SystemExit(130)

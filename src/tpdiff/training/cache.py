@@ -15,7 +15,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -87,6 +87,7 @@ def make_cache(
     *,
     workers: int = 1,
     shards: int | None = None,
+    prune: bool = False,
     report: Callable[[CacheStatus], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Cache:
@@ -97,18 +98,22 @@ def make_cache(
         out: the folder: new, empty, or a cache of the same settings.
         workers: processes that encode; with CUDA devices they share them.
         shards: how many shards to begin a cache with; None: one for 64 files.
+        prune: drop the clips of videos that are gone, however many; else no more than `data.max_bad_share` of them, as
+            a folder that is not the one that was encoded would cost the whole cache.
         report: told of progress.
         stop: asked again and again whether to stop; shards under way are finished first.
 
     Raises:
-        ValueError: what the recipe, the sizes or the folders make impossible, before anything is encoded; and more
-            than `data.max_bad_share` bad files, as soon as there are.
+        ValueError: what the recipe, the sizes or the folders make impossible, before anything is encoded or removed;
+            and more than `data.max_bad_share` bad files, as soon as there are.
     """
     started, out, data = time.monotonic(), Path(out), config.data
     if workers < 1:
         raise ValueError(f"workers {workers} is below 1; nearest: 1")
     if not data.path:
         raise ValueError("data.path is required, the folder of videos to encode")
+    _listed(out)
+    scan(data.path, data.split, pictures=True)  # what is wrong with either is said before models are fetched
     encoder = open_encoder(config, None)
     buckets = open_buckets(config, encoder)
     found = scan(data.path, data.split, pictures=buckets.pictures)
@@ -122,6 +127,9 @@ def make_cache(
     done, files, encoded, clips = 0, 0, 0, {}
     with _begun(out, settings, shards, len(found.entries)) as head:
         plan = _plan(found.entries, data.path, head["count"])
+        if not prune:
+            _refuse_losses(out, plan, config)
+        _write(out, head)
         _clear(out, plan)
         empty = settings["condition.encoder"] is not None and not (out / EMPTY_PROMPT).is_file()
         with closing(make_shards(config, buckets, out, plan, workers, stop, empty)) as updates:
@@ -159,11 +167,7 @@ def _begun(out: Path, settings: Mapping[str, Any], shards: int | None, files: in
     """Hold the folder, for one process alone; what its cache has for a head while it is not complete."""
     if shards is not None and shards < 1:
         raise ValueError(f"shards {shards} is below 1; nearest: 1")
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; give a folder that is new or empty")
-    before = read_listing(str(out)) if out.is_dir() else None
-    if before is None and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise DataError(f"{out} is not empty and no cache of tpdiff; give a folder that is new or empty")
+    before = _listed(out)
     if before is not None:
         differs = difference(before["settings"], settings, "asked")
         if shards not in (None, before["count"]):
@@ -177,9 +181,31 @@ def _begun(out: Path, settings: Mapping[str, Any], shards: int | None, files: in
         except OSError:
             raise DataError(f"another process is writing to {out}; wait for it, or end it") from None
         count = before["count"] if before else shards or max(1, math.ceil(files / FILES_A_SHARD))
-        head = {"complete": False, "settings": settings, "count": count}
-        _write(out, head)
-        yield head
+        yield {"complete": False, "settings": settings, "count": count}
+
+
+def _listed(out: Path) -> dict[str, Any] | None:
+    """What the cache in a folder says of itself; None for a folder that is new or empty."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; give a folder that is new or empty")
+    listing = read_listing(str(out)) if out.is_dir() else None
+    if listing is None and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise DataError(f"{out} is not empty and no cache of tpdiff; give a folder that is new or empty")
+    return listing
+
+
+def _refuse_losses(out: Path, plan: Mapping[str, Sequence[Source]], config: Config) -> None:
+    """Refuse to drop more of what is encoded than may be bad: the folder is then hardly the one that was meant."""
+    known: set[str] = set()
+    for path in out.glob("shard-*.json"):
+        with suppress(ValueError, KeyError):  # a receipt that is damaged is made again
+            known |= {file["path"] for file in json.loads(path.read_text(encoding="utf-8"))["files"]}
+    gone = sorted(known - {source.path for sources in plan.values() for source in sources})
+    if len(gone) > config.data.max_bad_share * len(known):
+        raise DataError(
+            f"{len(gone)} of the {len(known)} videos in {out} are not among those of {config.data.path} any more, such "
+            f"as {gone[0]}; give another folder as --out, or --prune to drop their clips"
+        )
 
 
 def _clear(out: Path, plan: Mapping[str, Any]) -> None:

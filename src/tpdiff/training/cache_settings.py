@@ -81,6 +81,8 @@ def _wanted(config: Config, cache: Mapping[str, Any]) -> dict[str, Any]:
     encoder = open_encoder(config, None)
     wanted = cache_settings(config, encoder)
     del wanted["legal sizes"]
+    if config.data.split is None:  # all that was encoded
+        del wanted["data.split"]
     if cache.get("condition.kind") in KINDS[KINDS.index(config.condition.kind) :]:
         del wanted["condition.kind"]
     if config.condition.kind != "text" and config.pretrained is None:
