@@ -308,6 +308,13 @@ def test_sampling_refuses_in_a_line_and_leaves_nothing(model, tmp_path, monkeypa
     assert tree(tmp_path) == {}
 
 
+def test_sampling_refuses_before_the_model_is_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    for options, message in (("--steps abc", "steps 'abc'"), ("--out file/a.mp4", "cannot be written")):
+        said = refused_in_a_line("sample", "nowhere", *options.replace("file", str(tmp_path / "file")).split())
+        assert message in said
+
+
 def test_an_empty_file_of_prompts(model, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n  \n")
     said = refused_in_a_line("sample", model, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "a.mp4")

@@ -22,6 +22,8 @@ def test_report(mixed, broken):
     kept = int(cut.reason.split(", ")[1].split()[0])  # "the header claims 40 frames, 17 decode"
     assert (report.videos, report.usable, report.captioned) == (5, 4, 3)
     assert report.clips == sum(length - 4 for length in (15, 20, 25, (kept + 1) // 2))
+    assert report.apart == sum(length // 5 for length in (15, 20, 25, (kept + 1) // 2))
+    assert [path.name for path in report.bare] == ["cut.mp4", "text.mp4"]
     assert report.captions == ("it counts to 30", "it counts to 40", "it counts to 50")
     assert report.sizes == {"48x64": 4} and report.rates == {"16": 4}
     assert report.duration[2] == pytest.approx(50 / 16)
@@ -41,6 +43,7 @@ def test_check_command(mixed, broken):
     shutil.copy(broken["empty"], mixed / "empty.mp4")
     told = run.invoke(app, ["check", str(mixed), "--frames", "9", "--size", "48x64"])
     assert told.exit_code == 0 and "usable   3 videos give 96 clips of 9 frames of 48x64" in told.stdout
+    assert "at their own rate, 12 of them without overlap" in told.stdout
     assert "empty.mp4: the file is empty (0 bytes)" in told.stdout
     figures = json.loads(run.invoke(app, ["check", str(mixed), "--frames", "9", "--json"]).stdout)
     assert figures["usable"] == 3 and figures["clips"] == 22 + 32 + 42

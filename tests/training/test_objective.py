@@ -306,6 +306,11 @@ def test_a_loss_space_wants_a_prediction_of_the_sample():
         configure("train.loss_space=flow_prediction")
 
 
+def test_a_floor_of_no_weight_is_refused():
+    with pytest.raises(ValueError, match=r"train\.loss_floor bounds the weight that train\.loss_space gives"):
+        configure("diffusion.prediction_type=sample", "train.loss_floor=0.3")
+
+
 # The draws
 
 

@@ -141,11 +141,17 @@ def _tell_report(report: FolderReport) -> None:
         typer.echo(f"  duration {least:.2f} to {most:.2f} s, median {median:.2f} s")
     typer.echo(f"  captions {report.captioned} videos, {len(report.captions)} distinct")
     clips = f"{wanted.frames} frames of {wanted.height}x{wanted.width} at {rate}"
-    typer.echo(f"  usable   {report.usable} videos give {report.clips} clips of {clips}")
+    counts = f"{report.clips} clips of {clips}, {report.apart} of them without overlap"
+    typer.echo(f"  usable   {report.usable} videos give {counts}")
     for title, files in (("cannot be used", report.bad), ("break off early, but are used", report.damaged)):
         if files:
             typer.echo(f"  {len(files)} {title}:")
             for item in files:
                 typer.echo(f"    {item.path}: {item.reason}")
+    if report.bare:
+        typer.echo(
+            f"  {len(report.bare)} have no caption, such as {report.bare[0]}; training and caching refuse them, unless "
+            "condition.kind=none"
+        )
     if report.unlisted:
         typer.echo(f"  {len(report.unlisted)} videos are not in the metadata and stay unused")

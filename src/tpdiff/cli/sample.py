@@ -46,6 +46,7 @@ def sample(
     import torch
 
     from tpdiff.data import write_video
+    from tpdiff.files import check_writable
     from tpdiff.models.memory import keep_freed_memory
     from tpdiff.sampling.opening import open_pipeline
     from tpdiff.sampling.tuned import TunedPipeline
@@ -57,7 +58,9 @@ def sample(
     height, width = (None, None) if size is None else parse_size(size)
     chosen = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "solver": solver}
     options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    place, kind = as_device(device), None if dtype is None else as_dtype(dtype)
+    place, kind, counts = as_device(device), None if dtype is None else as_dtype(dtype), _steps(steps)
+    for path in paths:
+        check_writable(path)
     keep_freed_memory()
     pipeline, _ = open_pipeline(model, place, kind)
     if pictures and not isinstance(pipeline, TunedPipeline):
@@ -73,7 +76,7 @@ def sample(
         started = time.perf_counter()
         videos = pipeline(
             chunk,
-            steps=_steps(steps),
+            steps=counts,
             num_frames=frames,
             height=height,
             width=width,

@@ -18,7 +18,8 @@ class FolderReport:
     """Figures of a folder.
 
     `usable` videos are those that give a clip of the geometry; `clips` counts the different starts they
-    offer. `sizes` and `rates` count videos as "HxW" and frames a second; `duration` is (least, median, most)
+    offer, `apart` those one after another without overlap, as `tpdiff cache` takes them. `bare` videos have no
+    caption. `sizes` and `rates` count videos as "HxW" and frames a second; `duration` is (least, median, most)
     and `total_duration` the sum, in seconds, of what decodes. `damaged` files break off early but are long
     enough.
     """
@@ -28,6 +29,7 @@ class FolderReport:
     videos: int
     usable: int
     clips: int
+    apart: int
     captioned: int
     captions: tuple[str, ...]
     splits: dict[str, int]
@@ -38,6 +40,7 @@ class FolderReport:
     bad: tuple[BadFile, ...]
     damaged: tuple[BadFile, ...]
     unlisted: tuple[Path, ...]
+    bare: tuple[Path, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The same in numbers, strings, lists and dicts, ready for JSON."""
@@ -51,6 +54,7 @@ class FolderReport:
         figures["bad"] = [{"path": str(item.path), "reason": item.reason} for item in self.bad]
         figures["damaged"] = [{"path": str(item.path), "reason": item.reason} for item in self.damaged]
         figures["unlisted"] = [str(path) for path in self.unlisted]
+        figures["bare"] = [str(path) for path in self.bare]
         return figures
 
 
@@ -81,6 +85,7 @@ def check_folder(
         videos=len(entries) + len(found.skipped),
         usable=len(videos),
         clips=sum(video.length - frames + 1 for video in videos),
+        apart=sum(video.length // frames for video in videos),
         captioned=sum(entry.caption is not None for entry in entries),
         captions=tuple(sorted({entry.caption for entry in entries if entry.caption is not None})),
         splits=dict(Counter(entry.split for entry in entries if entry.split is not None)),
@@ -91,6 +96,7 @@ def check_folder(
         bad=bad,
         damaged=tuple(BadFile(video.entry.path, video.damage) for video in videos if video.damage),
         unlisted=found.unlisted,
+        bare=tuple(entry.path for entry in entries if entry.caption is None),
     )
 
 

@@ -291,6 +291,8 @@ def check_prediction(train: TrainConfig, prediction_type: str) -> None:
         raise ValueError("train.target=per_stage is defined for diffusion.prediction_type=flow_prediction only")
     if train.loss_space is not None and prediction_type != "sample":
         raise ValueError("train.loss_space is defined for diffusion.prediction_type=sample only")
+    if train.loss_space is None and train.loss_floor != TrainConfig.model_fields["loss_floor"].default:
+        raise ValueError("train.loss_floor bounds the weight that train.loss_space gives; set that, or leave it out")
 
 
 def _size(bucket: Any) -> Any:
