@@ -116,6 +116,21 @@ def test_law_after_a_jump_by_monte_carlo(schedule, name, causal):
     assert error.max() < math.sqrt(2) * spread * start.sigma
 
 
+@pytest.mark.parametrize("name", [*PROJECTIONS, "linear"])
+def test_autocast_leaves_the_mathematics_alone(name):
+    """bf16 has 8 bits: what a network is trained towards must not be rounded to them."""
+    pyramid = Pyramid(FlowMatchingSchedule(), [(1, 1, 1), (2, 1, 2)], resize=name)
+    clean, noise = torch.randn(2, 1, 2, 8, 4, 8, generator=torch.Generator().manual_seed(0))
+    t = pyramid.times(torch.tensor([0.3]), 0)
+
+    def made():
+        return pyramid.pair(clean, pyramid.down(clean, 1), noise, 0).at(t)
+
+    plain = made()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(made(), plain)
+
+
 @pytest.mark.parametrize(
     ("name", "ratio", "said"),
     [

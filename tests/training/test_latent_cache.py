@@ -176,11 +176,14 @@ def test_the_fingerprint_is_of_the_contents(video_vae, tmp_path):
     assert fingerprint(load_autoencoder(str(video_vae)).bfloat16()) != before
 
 
-def test_a_run_is_not_resumed_on_another_autoencoder(latent, tmp_path, video_vae):
+def test_a_run_is_resumed_by_other_versions_and_not_on_another_autoencoder(latent, tmp_path, video_vae, monkeypatch):
     vae = load_autoencoder(str(video_vae))
     vae.save_pretrained(tmp_path / "vae", safe_serialization=True)
     config = latent("none", f"model.autoencoder={tmp_path / 'vae'}", "train.steps=2")
     trained(config, tmp_path / "run").save()
+    with monkeypatch.context() as patched:
+        patched.setattr("tpdiff.models.autoencoder.diffusers", "99.0")
+        assert Trainer(config, tmp_path / "run", resume=True).done
     next(vae.parameters()).data.view(-1)[0] += 1
     vae.save_pretrained(tmp_path / "vae", safe_serialization=True)
     with pytest.raises(ValueError, match="another autoencoder"):

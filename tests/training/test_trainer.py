@@ -1,6 +1,7 @@
 """The trainer on real clips: it learns, can be cut and continued anywhere, and refuses what cannot work."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tpdiff.data import ClipDataset
 from tpdiff.evaluation.arms import Arms
 from tpdiff.training.checkpoint import checkpoints, read_checkpoint
+from tpdiff.training.load_config import build_config
 from tpdiff.training.trainer import Trainer
 
 NO_CLOCK = 1  # column of `losses` after the seconds
@@ -364,6 +366,26 @@ def test_without_a_condition_noise_is_aligned_over_the_whole_batch(tiny, tmp_pat
 
     told, untold = gain("told"), gain("untold", "condition.kind=none")
     assert untold == gain("whole batch", "train.align_within_condition=false") > told
+
+
+def test_alignment_that_finds_no_two_equal_captions_is_told(tiny_values, tmp_path, clips, recwarn):
+    folder = shutil.copytree(clips, tmp_path / "clips")
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    told = [json.dumps(row | {"caption": f"clip {number}"}) + "\n" for number, row in enumerate(rows)]
+    (folder / "metadata.jsonl").write_text("".join(told))
+
+    def opened(*overrides):
+        values = tiny_values()
+        values["data"]["path"] = str(folder)
+        return Trainer(build_config(values, [*overrides, "train.alignment=assignment"]), tmp_path / "run", dry=True)
+
+    trainer = opened("train.batch_size=4", "train.align_within_condition=false")
+    opened("train.batch_size=1")
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"captions hardly two meet in a batch of 4: .*align_within_condition=false"):
+        lonely = opened("train.batch_size=4")
+    gains = [one.train_step([next(one.open_stream())])[0].alignment_gain for one in (trainer, lonely)]
+    assert gains[0] > 0 == gains[1]
 
 
 def test_no_condition_needs_no_captions(tiny, tmp_path, clips):

@@ -141,8 +141,8 @@ def _tell_report(report: FolderReport) -> None:
         typer.echo(f"  duration {least:.2f} to {most:.2f} s, median {median:.2f} s")
     typer.echo(f"  captions {report.captioned} videos, {len(report.captions)} distinct")
     clips = f"{wanted.frames} frames of {wanted.height}x{wanted.width} at {rate}"
-    counts = f"{report.clips} clips of {clips}, {report.apart} of them without overlap"
-    typer.echo(f"  usable   {report.usable} videos give {counts}")
+    given = f"{report.clips} clips of {clips}, {report.apart} of them without overlap"
+    typer.echo(f"  usable   {report.usable} videos give {given}")
     for title, files in (("cannot be used", report.bad), ("break off early, but are used", report.damaged)):
         if files:
             typer.echo(f"  {len(files)} {title}:")

@@ -112,12 +112,14 @@ def align(
         return Alignment(chosen, mean_squared_distance(clean, noise[0]), mean_squared_distance(clean, chosen))
     if condition is not None and len(condition) != len(clean):
         raise ValueError(f"{len(condition)} conditions for a batch of {len(clean)}")
+    rows = np.arange(len(clean) * processes.num_processes)
+    groups = [rows.tolist()] if condition is None else _groups(condition, processes, clean.device)
+    if method == "none" or all(len(group) == 1 for group in groups):
+        distance = _gather(torch.tensor([mean_squared_distance(clean, noise)], device=clean.device), processes)
+        return Alignment(noise, float(distance.mean()), float(distance.mean()))
     everyone = _gather(noise, processes)
     products = _gather(_products(clean, everyone), processes).double().cpu().numpy()
-    rows = np.arange(len(products))
-    columns = rows
-    if method == "assignment":
-        columns = assign(products, [list(rows)] if condition is None else _groups(condition, processes, clean.device))
+    columns = assign(products, groups)
     own_columns = columns[processes.process_index :: processes.num_processes].copy()
     chosen = everyone[torch.from_numpy(own_columns).to(everyone.device)]
     own_energy = torch.tensor([_energy(clean) + _energy(noise)], dtype=torch.float64, device=clean.device)
@@ -158,8 +160,9 @@ def _products(clean: Tensor, noise: Tensor) -> Tensor:
     """`inner_products` as they are computed: float32, in chunks of elements, where the clips are."""
     x, e = clean.flatten(1), noise.flatten(1)
     total = torch.zeros(len(x), len(e), dtype=torch.float32, device=x.device)
-    for a, b in zip(x.split(_CHUNK, dim=1), e.split(_CHUNK, dim=1), strict=True):
-        total += a.float() @ b.float().T
+    with torch.autocast(x.device.type, enabled=False):
+        for a, b in zip(x.split(_CHUNK, dim=1), e.split(_CHUNK, dim=1), strict=True):
+            total += a.float() @ b.float().T
     return total
 
 
@@ -174,7 +177,8 @@ def assign(products: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
 
 def _nearest(clean: Tensor, noise: Tensor) -> Tensor:
     """The nearest of m noises (m, B, ...) to each clip (B, ...), by ½‖ε‖² - ⟨x, ε⟩."""
-    products = torch.einsum("bn,mbn->mb", clean.flatten(1).float(), noise.flatten(2).float())
+    with torch.autocast(clean.device.type, enabled=False):
+        products = torch.einsum("bn,mbn->mb", clean.flatten(1).float(), noise.flatten(2).float())
     best = (0.5 * noise.flatten(2).float().square().sum(2) - products).argmin(dim=0)
     return noise[best, torch.arange(len(clean), device=best.device)]
 

@@ -228,8 +228,9 @@ def _divide(size: int, ratio: float) -> int:
 
 
 def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """A matrix (n, m), float64, applied to an axis of m elements, in x's precision."""
-    return (x.movedim(axis, -1) @ matrix.T.to(x.device, x.dtype)).movedim(-1, axis)
+    """A matrix (n, m), float64, applied to an axis of m elements, in x's precision, autocast or not."""
+    with torch.autocast(x.device.type, enabled=False):
+        return (x.movedim(axis, -1) @ matrix.T.to(x.device, x.dtype)).movedim(-1, axis)
 
 
 def _cosines(size: int) -> Tensor:

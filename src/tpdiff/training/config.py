@@ -140,6 +140,10 @@ class TrainConfig(Section):
     clips as have so many tokens together, on all processes, as many on each and at least one. Coarse stages hold more
     of them in as much memory; `stage_weights` stay the shares of the clips, equal if not given.
 
+    `alignment` gives each clip of a batch a noise near it (MATH 6): by the best exchange of noises, or the nearest of
+    `knn_candidates`. `align_within_condition` exchanges among clips of equal captions only, which keeps a caption's
+    noise normal and does nothing where all captions differ; false exchanges them over the batch, as TPDiff does.
+
     `compile` compiles the network, one graph a stage. `optimizer` "adamw8bit" keeps moments in 8 bits (torchao).
     `timestep_policy` tells the network a noise level's own time, or arc length over the overlapping stages (MATH 7).
     `loss_space` measures the error of a network that predicts the clean sample as that of another prediction type;

@@ -1,6 +1,7 @@
 """AdamW with moments of 8 bits: a quarter of the memory, by torchao."""
 
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -9,16 +10,21 @@ from torch import Tensor, nn
 PARTS = ("codes", "scale", "qmap")  # of 8-bit moments: the values, a factor for each block of them, what codes mean
 
 
+def check_torchao() -> None:
+    """Raise ValueError where torchao is not installed."""
+    if find_spec("torchao") is None:
+        raise ValueError("train.optimizer=adamw8bit needs torchao: pip install 'tpdiff[quantize]'")
+
+
 def adamw_8bit(parameters: Iterable[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
     """torchao's; moments of small or odd-sized parameters stay as they are.
 
     Raises:
         ValueError: torchao is not installed.
     """
-    try:
-        from torchao.optim import AdamW8bit
-    except ImportError:
-        raise ValueError("train.optimizer=adamw8bit needs torchao: pip install 'tpdiff[quantize]'") from None
+    check_torchao()
+    from torchao.optim import AdamW8bit
+
     return AdamW8bit(parameters, **options)
 
 

@@ -43,12 +43,7 @@ def open_held_out(config: Config) -> HeldOut:
         ValueError: the clips are not apart from those trained on, or there are none, or one lacks a caption.
     """
     data, validation = config.data, config.validation
-    if data.split in (None, validation.split):
-        raise ValueError(
-            f"validation.split {validation.split!r} is not apart from data.split {data.split!r}: validation needs "
-            'clips that are not trained on, such as data.split=train and validation.split=test, "split" of each '
-            "video in metadata.jsonl, or subfolders train and test"
-        )
+    check_apart(config)
     cache = "disk" if data.cache == "disk" else "none"
     try:
         dataset = open_clips(
@@ -60,6 +55,21 @@ def open_held_out(config: Config) -> HeldOut:
         raise ValueError(f"validation.split {validation.split!r}: {error}") from error
     items = [dataset[i] for i in range(min(validation.clips, len(dataset)))]
     return HeldOut(torch.stack([item["video"] for item in items]), [item["caption"] for item in items])
+
+
+def check_apart(config: Config) -> None:
+    """Refuse to validate on what is trained on.
+
+    Raises:
+        ValueError: with what to set.
+    """
+    data, validation = config.data, config.validation
+    if data.split in (None, validation.split):
+        raise ValueError(
+            f"validation.split {validation.split!r} is not apart from data.split {data.split!r}: validation needs "
+            'clips that are not trained on, such as data.split=train and validation.split=test, "split" of each '
+            "video in metadata.jsonl, or subfolders train and test"
+        )
 
 
 def midpoints(count: int) -> list[float]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tpdiff.data import ClipDataset, ShardDataset, to_float
-from tpdiff.models.autoencoder import compression, fingerprint, load_autoencoder
+from tpdiff.models.autoencoder import compression, fingerprint, identity, load_autoencoder
 from tpdiff.models.memory import moved
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.sampling.stock import is_hollow
@@ -25,7 +25,7 @@ class Latents:
 
     Attributes:
         autoencoder: None for pixels.
-        identity: digest of the autoencoder; None for pixels.
+        identity: digest of the autoencoder, wherever it works; None for pixels.
         ratio: its (T, H, W) compression, all ones for pixels.
         shape: (C, t, h, w) of a clip's latents.
 
@@ -63,7 +63,7 @@ class Latents:
             if autoencoder is not None and isinstance(dataset, ShardDataset):
                 self.identity = dataset.settings["model.autoencoder"]  # it may have no weights
             else:
-                self.identity = fingerprint(self.autoencoder)
+                self.identity = identity(self.autoencoder)
             channels, self.ratio = compression(self.autoencoder)
         if autoencoder is None:
             buckets = dataset.buckets if isinstance(dataset, ShardDataset) else ()
@@ -74,7 +74,8 @@ class Latents:
         self._pixel_pyramid = pyramid if data.stages == "pixel" else None
         self._cache: LatentCache | None = None
         if self.identity is not None and isinstance(dataset, ClipDataset):
-            self._cache = open_latent_cache(data, dataset, self.identity, self.shape)
+            key = fingerprint(self.autoencoder) if data.latents == "disk" else self.identity
+            self._cache = open_latent_cache(data, dataset, key, self.shape)
 
     def __call__(self, video: Tensor) -> Clean:
         """uint8 clips (B, 3, T, H, W) -> float32 latents (B, C, t, h, w); of a pixel pyramid, of each stage."""

@@ -7,7 +7,17 @@ from torch import nn
 
 from tpdiff.training.autoencoder_config import AutoencoderTrainConfig
 from tpdiff.training.config import TrainConfig
-from tpdiff.training.eight_bit import adamw_8bit
+from tpdiff.training.eight_bit import adamw_8bit, check_torchao
+
+
+def check_optimizer(train: TrainConfig) -> None:
+    """Refuse, before any work, an optimizer whose package is not installed.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if train.optimizer == "adamw8bit":
+        check_torchao()
 
 
 def build_optimizer(

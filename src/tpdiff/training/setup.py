@@ -55,6 +55,19 @@ def warn_of_held_out(split: str | None, entries: Iterable[Entry]) -> None:
         )
 
 
+def warn_of_lonely_captions(config: Config, dataset: ClipDataset, clips: int) -> None:
+    """Warn where noise would be aligned within equal captions and hardly two of so many clips of a batch share one."""
+    train = config.train
+    within = train.alignment == "assignment" and train.align_within_condition and config.condition.kind != "none"
+    if within and 0 < 4 * (clips - 1) < (captions := len(dataset.captions)):
+        warnings.warn(
+            f"train.alignment=assignment exchanges noise among clips of equal captions, and of {captions} captions "
+            f"hardly two meet in a batch of {clips}: it will change nothing; nearest: "
+            "train.align_within_condition=false, or train.alignment=none",
+            stacklevel=2,
+        )
+
+
 def build_conditioner(config: Config, dataset: ClipDataset | ShardDataset) -> Conditioner:
     """What turns the captions of a run into arguments of its network."""
     condition = config.condition

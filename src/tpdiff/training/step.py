@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.objective import StageLoss, stage_loss
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     from tpdiff.training.trainer import Trainer
 
 
-def take_step(trainer: Trainer, batches: list[dict[str, Any]]) -> tuple[list[StageLoss], float]:
+def take_step(trainer: Trainer, batches: list[dict[str, Any]]) -> tuple[list[StageLoss], Tensor]:
     """Move the weights by the mean gradient of the micro-batches: their losses, a stage each, and the gradient's norm.
 
-    All randomness is keyed by the seed and each clip's own index, so that a step is the same whenever and on however
-    many processes it is taken.
+    All randomness is keyed by the seed and each clip's own index, so that a step is the same whenever it is taken, and
+    on however many processes; but for dropout within the network, whose key is each batch's first clip.
     """
     config, accelerator = trainer.config, trainer.accelerator
     set_rate(trainer.optimizer, learning_rate(config.train, trainer.step, trainer.fraction))

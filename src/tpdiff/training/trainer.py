@@ -20,13 +20,14 @@ from tpdiff.training.compiled import compile_stages
 from tpdiff.training.config import Config
 from tpdiff.training.distribution import agree, all_or_none, open_accelerator, share_of
 from tpdiff.training.ema import EMA
+from tpdiff.training.held_out import check_apart
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
 from tpdiff.training.objective import StageLoss
-from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
+from tpdiff.training.optimizer import build_optimizer, check_optimizer, learning_rate, spent
 from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.progress import Recent, Report, Status
-from tpdiff.training.setup import check_folder
+from tpdiff.training.setup import check_folder, warn_of_lonely_captions
 from tpdiff.training.stage_mix import open_mix
 from tpdiff.training.state import capture, check_same_run, restore
 from tpdiff.training.step import check_values, take_step
@@ -65,6 +66,9 @@ class Trainer:
     ):
         self.config, self.out = config, Path(out)
         check_trackers(config.log.trackers)  # what costs nothing comes first, before models are fetched and read
+        check_optimizer(config.train)
+        if config.validation.on:
+            check_apart(config)
         found = None if dry else check_folder(self.out, config, resume)
         if found is not None:
             check_same_run(found, config)
@@ -84,6 +88,8 @@ class Trainer:
         sizes = (self.latents.shape, self.trainee.patch_size)
         ranks = (self.accelerator.num_processes, self.accelerator.process_index)
         self.mix = open_mix(config, self.pyramid, *sizes, *ranks)
+        if isinstance(self.dataset, ClipDataset):
+            warn_of_lonely_captions(config, self.dataset, max(self.mix.clips) * ranks[0])
         self.trainee.open(self.dataset, self.latents)
         self.network: Any = self.trainee.network
         sharded, kept = self.accelerator.is_fsdp2, "cpu" if train.ema_device == "cpu" else None
@@ -93,7 +99,8 @@ class Trainer:
         if sharded:
             self.ema.follow(self.network)
         if train.compile:
-            compile_stages(self.network, len(self.pyramid))
+            sizes_of_clips = len(self.dataset.buckets) if isinstance(self.dataset, ShardDataset) else 1
+            compile_stages(self.network, len(self.pyramid) * sizes_of_clips)
         self.step, self.seconds, self.tokens, self.samples = 0, 0.0, 0, 0
         self.losses: list[tuple[float, int, int, float]] = []  # (seconds, step, stage, loss)
         self.recent = Recent()
