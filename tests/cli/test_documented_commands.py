@@ -92,5 +92,5 @@ def test_own_videos_are_trained_on_and_judged(my_videos, tmp_path, monkeypatch):
         done.append(words[0])
     short = README.read_text(encoding="utf-8").partition("**Train a model of your own**")[2].partition("**Look at")[0]
     assert [words for words in commands(guide) if words in [*commands(short)]] == [*commands(short)] != []
-    assert done == ["data", "train", "sample", "train", "report", "eval"]
+    assert done == ["data", "train", "train", "sample", "train", "report", "eval"]
     assert Path("kite.mp4").is_file() and Path("runs/other/validation.jsonl").is_file()
