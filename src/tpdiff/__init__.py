@@ -9,6 +9,7 @@ _PUBLIC = {
     "PyramidPipeline": "tpdiff.sampling.pipeline",
     "apply_pyramid": "tpdiff.sampling.apply",
     "remove_pyramid": "tpdiff.sampling.apply",
+    "make_pyramidal": "tpdiff.sampling.modular",
     "PyramidScheduler": "tpdiff.schedulers",
     "sample_pyramid": "tpdiff.sampling.loop",
     "VideoDiT": "tpdiff.models.video_dit",
@@ -26,3 +27,8 @@ def __getattr__(name: str) -> Any:
     if module is None:
         raise AttributeError(f"module 'tpdiff' has no attribute {name!r}")
     return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    """What completion offers: the public names, though none is imported yet."""
+    return sorted({*globals(), *__all__})

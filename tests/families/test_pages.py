@@ -33,9 +33,10 @@ TINY = {
 
 
 def snippets():
-    for page in sorted((DOCS / "families").glob("*.md")):
+    for page in [DOCS.parent / "README.md", *sorted((DOCS / "families").glob("*.md"))]:
         for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)):
-            yield pytest.param(code, id=f"{page.stem}-{number}")
+            if "from_pretrained" in code:  # tests/test_python_page.py runs the README's other one
+                yield pytest.param(code, id=f"{page.stem}-{number}")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def run(code):
     code, case, size = smaller(code)
     names = {}
     exec(compile(code, "snippet", "exec"), names)
-    pipe, video = names["pipe"], names["video"]
+    pipe, video = names["pipe"], names["video" if "video" in names else "frames"]
     assert isinstance(pipe.scheduler, PyramidScheduler)
     assert len(video) == case.size[0]
     whole = replace(find_family(pipe), limits=lambda pipe: {})  # those of tiny networks are tiny
