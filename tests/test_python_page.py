@@ -1,5 +1,6 @@
 """What docs/python.md and the README say to write runs, prints what it says it prints, and names what there is."""
 
+import ast
 import importlib
 import re
 import subprocess
@@ -127,6 +128,14 @@ def test_completion_offers_what_is_not_imported_yet():
 @pytest.mark.parametrize("name", tpdiff.__all__)
 def test_a_public_name_is_there(name):
     assert getattr(tpdiff, name) is not None
+
+
+def test_type_checkers_know_what_is_imported_late():
+    """Each name from the module that it comes from at run time."""
+    tree = ast.parse(Path(tpdiff.__file__).read_text())
+    (late,) = (node for node in tree.body if isinstance(node, ast.If))
+    told = {alias.name: node.module for node in late.body for alias in node.names}
+    assert told == tpdiff._PUBLIC and {*told, "__version__"} == {*tpdiff.__all__}
 
 
 def test_lines_of_the_page_are_short():

@@ -1,7 +1,15 @@
 """tpdiff: make video diffusion models pyramidal."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time a name is imported when it is first asked for
+    from tpdiff.models.video_dit import VideoDiT
+    from tpdiff.sampling.apply import apply_pyramid, remove_pyramid
+    from tpdiff.sampling.loop import sample_pyramid
+    from tpdiff.sampling.modular import make_pyramidal
+    from tpdiff.sampling.pipeline import PyramidPipeline
+    from tpdiff.schedulers import PyramidScheduler
 
 __version__ = "0.1.0"
 
@@ -18,7 +26,16 @@ _PUBLIC = {
 # What diffusers looks for beside a class named in a saved pipeline, to know how to load it.
 _BESIDE = {"SchedulerMixin": "diffusers.schedulers.scheduling_utils"}
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "PyramidPipeline",
+    "PyramidScheduler",
+    "VideoDiT",
+    "__version__",
+    "apply_pyramid",
+    "make_pyramidal",
+    "remove_pyramid",
+    "sample_pyramid",
+]
 
 
 def __getattr__(name: str) -> Any:
