@@ -1,5 +1,8 @@
 """How a number of steps is split over the stages, coarsest first."""
 
+import json
+
+import numpy as np
 import pytest
 
 from tpdiff.pyramid.steps import split_steps
@@ -16,10 +19,15 @@ from tpdiff.pyramid.steps import split_steps
         (9, 1, [9]),
         ([20, 20, 10], 3, [20, 20, 10]),
         ((1, 2), 2, [1, 2]),
+        (np.int64(20), 3, [8, 6, 6]),
+        (np.array([20, 20, 10]), 3, [20, 20, 10]),
+        ([np.int32(2), 1], 2, [2, 1]),
     ],
 )
 def test_steps_of_every_stage(steps, stages, counts):
-    assert split_steps(steps, stages) == counts
+    made = split_steps(steps, stages)
+    assert made == counts
+    assert json.loads(json.dumps(made)) == counts  # saved with schedulers
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Step counts: how many sampling steps each stage gets."""
 
+import numbers
 from collections.abc import Sequence
 
 
@@ -14,7 +15,8 @@ def split_steps(steps: int | Sequence[int], stages: int) -> list[int]:
     Raises:
         ValueError: fewer than one step a stage, or a list of another length than S.
     """
-    if isinstance(steps, int):
+    if isinstance(steps, int | numbers.Integral):  # numpy's are no int
+        steps = int(steps)
         if steps < stages:
             raise ValueError(f"{steps} steps cannot fill {stages} stages; nearest: {stages}")
         each, left = divmod(steps, stages)
@@ -25,6 +27,6 @@ def split_steps(steps: int | Sequence[int], stages: int) -> list[int]:
             f"{len(counts)} step counts ({'-'.join(map(str, counts))}) for {stages} stages; "
             f"give {stages}, coarsest first, or one total"
         )
-    if any(not isinstance(n, int) or n < 1 for n in counts):
+    if any(not isinstance(n, numbers.Integral) or n < 1 for n in counts):
         raise ValueError(f"every stage needs at least one whole step, got {'-'.join(map(str, counts))}; nearest: 1")
-    return counts
+    return [int(n) for n in counts]
