@@ -8,6 +8,17 @@ from scheduled import STABLE_DIFFUSION, grids, make, noise, staged
 EULER, UNIPC = "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"
 
 
+@pytest.mark.parametrize("name", [EULER, UNIPC, "DDIMScheduler"])
+def test_until_steps_are_laid_out_times_are_the_wrapped_schedulers(name):
+    base = make(name)
+    scheduler = staged(base)
+    assert torch.equal(scheduler.timesteps, base.timesteps)
+    assert hasattr(scheduler, "sigmas") == hasattr(base, "sigmas")
+    assert not hasattr(base, "sigmas") or torch.equal(scheduler.sigmas, base.sigmas)
+    scheduler.set_timesteps(6)
+    assert len(scheduler.timesteps) == len(scheduler.sigmas) - 1 == 6
+
+
 def test_a_total_is_shared_out_with_the_rest_to_the_coarsest():
     scheduler = staged(make(EULER))
     scheduler.set_timesteps(11)

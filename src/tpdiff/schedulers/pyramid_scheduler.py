@@ -14,16 +14,15 @@ from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.pyramid.told import check_policy
-from tpdiff.schedulers.runs import Run, levels_walked, plan_run, start_level
+from tpdiff.schedulers.runs import plan_run, start_level
 from tpdiff.schedulers.spacing import spacing_of
+from tpdiff.schedulers.walk import Walk
 from tpdiff.schedulers.wrapped import (
-    KINDS,
     built,
     check_schedule,
     check_wrappable,
     described,
     is_flow,
-    load_grid,
     noised,
     plain_step,
     scale_of,
@@ -88,13 +87,11 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             applied=applied,
         )
         self._walker = self.base if len(self.pyramid) == 1 else walker_of(self.base)  # walks a stage's own grid
+        self._walk: Walk | None = None  # what `set_timesteps` laid out, where there are stages
         self.num_inference_steps: int | None = None
         self.generator: Generators = None
         self._only: int | None = None
         self._steps: Sequence[int] | None = None
-        self._runs: list[Run] = []
-        self._local = torch.empty(0)  # the walker's timesteps in the current run
-        self._run = self._place = 0  # run, and evaluation in it
 
     # What pipelines read
 
@@ -113,33 +110,34 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         """What unit noise is multiplied by to be the first latents."""
         if len(self.pyramid) == 1:
             return getattr(self.base, "init_noise_sigma", 1.0)  # flow matching schedulers have none
-        if not self._runs or self._runs[0].stage < len(self.pyramid) - 1:
+        if self._walk is None or self._walk.first.stage < len(self.pyramid) - 1:
             return 1.0  # the latents come from a jump, whose result has the right scale
-        start = self._runs[0].levels[0]
+        start = self._walk.first.levels[0]
         scale = scale_of(self.base, start)
         return 1.0 if scale == 1.0 else math.sqrt(1 + start.kappa**2)
 
     @property
     def timesteps(self) -> Tensor:
-        """What the network is told at each evaluation, (N,)."""
-        return self.base.timesteps if len(self.pyramid) == 1 else self._timesteps
+        """What the network is told at each evaluation, (N,); before `set_timesteps`, the base scheduler's own."""
+        return self._walk.timesteps if self._walk else self.base.timesteps
 
     @property
     def sigmas(self) -> Tensor:
-        """The base scheduler's noise levels at each evaluation, all stages in turn, then the last one's end."""
-        return self.base.sigmas if len(self.pyramid) == 1 else self._sigmas
+        """The base scheduler's noise levels at each evaluation, all stages in turn, then the last one's end; before
+        `set_timesteps`, its own, where it keeps any."""
+        return self._walk.sigmas if self._walk else self.base.sigmas
 
     @property
     def stage(self) -> int:
         """The stage that the next step belongs to, 0 the finest."""
-        return self._runs[self._run].stage if self._runs else len(self.pyramid) - 1
+        return self._walk.run.stage if self._walk else len(self.pyramid) - 1
 
     @property
     def step_index(self) -> int | None:
         """Evaluations done."""
         if len(self.pyramid) == 1:
             return self.base.step_index
-        return sum(self._counts[: self._run]) + self._place if self._runs else None
+        return self._walk.done if self._walk else None
 
     @property
     def begin_index(self) -> int | None:
@@ -217,20 +215,13 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             counts = split_steps(wanted, len(self.pyramid))
         mus = list(mu) if isinstance(mu, Sequence) else [mu] * len(counts)
         order = range(len(self.pyramid) - 1, -1, -1)
-        self._runs = []
+        runs = []
         for k, steps, shift in zip(order, counts, mus, strict=True):
             if self._only in (None, k):
                 spacing = spacing_of(self.base, sum(counts), sigmas, shift) if is_flow(self.base) else None
-                self._runs.append(plan_run(self.base, self.pyramid, k, steps, spacing, self.config.timestep_policy))
-        self.num_inference_steps = sum(len(run.levels) - 1 for run in self._runs)
-        parts, values = [], []
-        for place in range(len(self._runs)):
-            parts.append(self._enter(place, device))
-            values.append(levels_walked(self._walker, self._runs[place])[: len(parts[-1])])
-        self._timesteps = torch.cat(parts)
-        self._sigmas = torch.cat([*values, levels_walked(self._walker, self._runs[-1])[-1:]])
-        self._counts = [len(part) for part in parts]
-        self._enter(0, device)
+                runs.append(plan_run(self.base, self.pyramid, k, steps, spacing, self.config.timestep_policy))
+        self._walk = Walk(self._walker, runs, device)
+        self.num_inference_steps = sum(len(run.levels) - 1 for run in runs)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The latents as the network takes them."""
@@ -265,25 +256,22 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             return plain_step(self.base, model_output, timestep, sample, return_dict, given)
         if eta > 0 or options.get("s_churn", 0.0) > 0:
             raise ValueError("a stage is sampled without noise: its noise estimate is not the score; use eta=0")
-        if not self._runs or self._place >= len(self._local):
+        if self._walk is None or self._walk.over:
             raise ValueError("no steps left; call set_timesteps first")
-        run = self._runs[self._run]
         if self.config.per_stage_target:
-            ends = self.pyramid.stages[run.stage]
+            ends = self.pyramid.stages[self.stage]
             model_output = model_output / (ends.start_level.sigma - ends.end_level.sigma)
-        at: Any = self._local[self._place]
-        if KINDS[type(self.base).__name__].table:
-            at = int(at)
-        prev = self._walker.step(model_output, at, sample, return_dict=False)[0]
-        self._place += 1
-        if self._place == len(self._local) and self._run + 1 < len(self._runs):
+        prev = self._walk.step(model_output, sample)
+        if self._walk.ends_run and not self._walk.over:
             prev = self.jump(prev, generator)
-            self._enter(self._run + 1, self._timesteps.device)
+            self._walk.enter_next()
         return SchedulerOutput(prev_sample=prev) if return_dict else (prev,)
 
     def jump(self, sample: Tensor, generator: Generators = None) -> Tensor:
         """The latents (B, C, T, H, W) that ended the current stage -> those that the next finer one starts from."""
-        run = self._runs[self._run]
+        if self._walk is None:
+            raise ValueError("no stage has ended; call set_timesteps first")
+        run = self._walk.run
         k, end = run.stage - 1, run.levels[-1]
         start = start_level(self.base, self.pyramid, k)
         x = sample.float() / scale_of(self.base, end)
@@ -299,14 +287,3 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.base.config.num_train_timesteps
-
-    # Stages
-
-    def _enter(self, place: int, device: torch.device | str | None) -> Tensor:
-        """Make the walker begin a run; what the network is told in it."""
-        run = self._runs[place]
-        self._run, self._place = place, 0
-        self._local = load_grid(self._walker, run.levels, run.times.to(device or "cpu"), run.finest)
-        if KINDS[type(self.base).__name__].table:
-            return run.times[:-1].to(device or "cpu")
-        return self._local
