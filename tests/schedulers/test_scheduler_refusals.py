@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scheduled import STABLE_DIFFUSION, TIME, make, noise, staged
+from scheduled import STABLE_DIFFUSION, TIME, make, noise, run, staged
 
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid, VariancePreservingSchedule
 from tpdiff.schedulers import PyramidScheduler
@@ -48,6 +48,24 @@ def test_a_scheduler_that_stages_cannot_run(name, config, message):
         PyramidScheduler(base, Pyramid(FlowMatchingSchedule() if flow else VP, TIME))
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True}),
+        ("CogVideoXDDIMScheduler", {"rescale_betas_zero_snr": True}),
+        ("UniPCMultistepScheduler", {"use_flow_sigmas": True}),
+    ],
+)
+def test_epsilon_at_pure_noise(name, config):
+    """It is what diffusers predicts by default; x_0 = (x - σ ε) / γ would be divided by nothing."""
+    assert make(name, **config).config.prediction_type == "epsilon"
+    with pytest.raises(ValueError, match="epsilon prediction cannot start from pure noise.*: use v_prediction"):
+        staged(make(name, **config))
+    scheduler = staged(make(name, **config, prediction_type="v_prediction"))
+    scheduler.set_timesteps(6)
+    assert run(scheduler, noise(1, 1, 2, 2, 2)).isfinite().all()
+
+
 def test_a_corrector_of_its_own():
     base = make("UniPCMultistepScheduler", solver_p=make("DDIMScheduler"))
     with pytest.raises(ValueError, match="solver_p of its own cannot be reset at a jump"):
@@ -61,7 +79,7 @@ def test_a_corrector_of_its_own():
         ("DDIMScheduler", STABLE_DIFFUSION, FlowMatchingSchedule()),
         ("DDIMScheduler", {}, VP),  # the same kind, other betas
         ("DDIMScheduler", STABLE_DIFFUSION, VP.zero_terminal_snr()),
-        ("UniPCMultistepScheduler", {"use_flow_sigmas": True}, VP),
+        ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}, VP),
     ],
 )
 def test_a_pyramid_on_another_schedule(name, config, schedule):

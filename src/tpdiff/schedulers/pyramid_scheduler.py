@@ -48,8 +48,8 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             such a pipeline, saved and loaded, would start from latents of full size.
 
     Raises:
-        ValueError: a scheduler that cannot run inside a stage (stochastic or unknown), a pyramid on another schedule,
-            an unknown policy.
+        ValueError: a scheduler that cannot run inside a stage (stochastic, unknown, or of epsilon on a schedule that
+            ends in pure noise), a pyramid on another schedule, an unknown policy.
 
     Attributes:
         generator: draws the jumps' noise, one, or one a sample, where `step` is given none.

@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from tpdiff.pyramid.schedule import FlowMatchingSchedule, Level, Schedule, VariancePreservingSchedule
+from tpdiff.pyramid.targets import check_prediction_type
 
 NOT_QUITE_NOISE = 1 - 1e-6  # where a solver in log signal-to-noise begins: at 1 its logarithm is infinite
 ONE_STEP_AGO = {"prev_derivative": None, "dt": None, "sample": None}  # what a second-order step remembers
@@ -54,7 +55,8 @@ def check_wrappable(base: Any) -> Kind:
     """The kind of a scheduler that stages can run.
 
     Raises:
-        ValueError: a scheduler that is unknown, stochastic, or spaces its steps in a way that stages cannot follow.
+        ValueError: a scheduler that is unknown, stochastic, spaces its steps in a way that stages cannot follow, or
+            cannot begin where its schedule does.
     """
     name, config = type(base).__name__, base.config
     if name not in KINDS:
@@ -80,6 +82,8 @@ def check_wrappable(base: Any) -> Kind:
             f"{name} computes in noise-to-signal ratios, and the last of its betas leaves no signal, whose ratio is "
             "infinite; nearest: DDIMScheduler"
         )
+    if config.get("prediction_type") == "epsilon":
+        check_prediction_type("epsilon", schedule_of(base).level(1.0))
     return KINDS[name]
 
 
