@@ -59,7 +59,7 @@ def test_a_scheduler_that_stages_cannot_run(name, config, message):
 def test_epsilon_at_pure_noise(name, config):
     """It is what diffusers predicts by default; x_0 = (x - σ ε) / γ would be divided by nothing."""
     assert make(name, **config).config.prediction_type == "epsilon"
-    with pytest.raises(ValueError, match="epsilon prediction cannot start from pure noise.*: use v_prediction"):
+    with pytest.raises(ValueError, match=r"epsilon prediction cannot start from pure noise.*: use v_prediction"):
         staged(make(name, **config))
     scheduler = staged(make(name, **config, prediction_type="v_prediction"))
     scheduler.set_timesteps(6)
@@ -121,6 +121,25 @@ def test_noise_in_a_step(noisy):
     with pytest.raises(ValueError, match=r"a stage is sampled without noise.*use eta=0"):
         scheduler.step(x, scheduler.timesteps[0], x, **noisy)
     assert scheduler.step(x, scheduler.timesteps[0], x, eta=0.0).prev_sample.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "usual"),
+    [
+        (EULER, "per_token_timesteps", torch.full((1, 2), 500.0), None),
+        ("DDIMScheduler", "use_clipped_model_output", True, False),
+        ("DDIMScheduler", "variance_noise", torch.zeros(1, 1, 2, 1, 1), None),
+        ("EulerDiscreteScheduler", "s_noise", 1.1, 1.0),
+        (EULER, "s_chrun", 1.0, 0),
+    ],
+)
+def test_options_that_no_stage_heeds(name, option, value, usual):
+    scheduler = staged(make(name))
+    scheduler.set_timesteps(6)
+    x = noise(1, 1, 2, 1, 1)
+    with pytest.raises(ValueError, match=f"^{option}: a step inside a stage takes no such option"):
+        scheduler.step(x, scheduler.timesteps[0], x, **{option: value})
+    assert scheduler.step(x, scheduler.timesteps[0], x, **{option: usual}).prev_sample.shape == x.shape
 
 
 def test_steps_that_are_not_there():

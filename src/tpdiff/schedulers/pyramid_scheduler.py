@@ -20,6 +20,7 @@ from tpdiff.schedulers.walk import Walk
 from tpdiff.schedulers.wrapped import (
     built,
     check_schedule,
+    check_step_options,
     check_wrappable,
     described,
     is_flow,
@@ -247,15 +248,17 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             eta: must be 0 where there are stages.
             generator: draws the jump's noise; None: `self.generator`.
             return_dict: a SchedulerOutput, or the tuple (prev_sample,).
+            options: of the base scheduler's step, where there is one stage.
 
         Raises:
-            ValueError: noise asked for (eta above 0), or no steps left.
+            ValueError: noise asked for (eta above 0), an option that stages do not take, or no steps left.
         """
         if len(self.pyramid) == 1:
             given = dict(options) | {"eta": eta, "generator": generator}
             return plain_step(self.base, model_output, timestep, sample, return_dict, given)
         if eta > 0 or options.get("s_churn", 0.0) > 0:
             raise ValueError("a stage is sampled without noise: its noise estimate is not the score; use eta=0")
+        check_step_options(self.base, options)
         if self._walk is None or self._walk.over:
             raise ValueError("no steps left; call set_timesteps first")
         if self.config.per_stage_target:

@@ -240,6 +240,19 @@ def noised(base: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor
     return x / alpha if KINDS[type(base).__name__].scaled else x
 
 
+def check_step_options(base: Any, options: Mapping[str, Any]) -> None:
+    """Refuse what a step inside a stage would not heed. None, False, 0 and the scheduler's own default ask nothing.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    known = inspect.signature(base.step).parameters
+    for name, value in options.items():
+        usual = known[name].default if name in known else None
+        if isinstance(value, Tensor) or (value and value != usual):
+            raise ValueError(f"{name}: a step inside a stage takes no such option; leave it out")
+
+
 def plain_step(
     base: Any, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool, options: Mapping[str, Any]
 ) -> Any:
