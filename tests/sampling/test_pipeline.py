@@ -406,6 +406,29 @@ def test_other_bad_requests_are_refused_before_any_call(options, message):
     assert sizes == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 2}, "2 steps cannot fill 3 stages"),
+        ({"first_stage": -1}, "no stage -1: stages are 0, the finest, to 2"),
+        ({"first_stage": -1, "steps": [1, 1]}, "no stage -1: stages are 0, the finest, to 2"),
+        ({"first_stage": 1}, "first_stage 1 begins with latents of that stage; give them"),
+        (
+            {"latents": torch.zeros(1, 3, 8, 16, 16)},
+            r"latents .* must have the coarsest stage's shape \(1, 3, 2, 16, 16",
+        ),
+        ({"solver": "rk4"}, "unknown solver 'rk4'"),
+        ({"generator": seeded(1, 2)}, "2 generators for a batch of 1"),
+        ({"height": 12}, "height 12"),
+    ],
+)
+def test_bad_requests_are_refused_before_the_text_encoder_is_loaded(bert, options, message):
+    pipe = pipeline(model=network(text_dim=16), text_source=str(bert), max_text_length=9)
+    with pytest.raises(ValueError, match=message):
+        pipe(**({"prompt": "it moves", "steps": 3} | options))
+    assert pipe.text_encoder is None
+
+
 def test_what_a_call_moved_goes_back_at_its_end():
     """Model offload's hooks, which diffusers puts on anew when a call is over; here from the CPU to itself."""
     vae = VideoAutoencoder(latent_channels=3, hidden_size=8, encoder_layers=1, decoder_layers=1, time_patch=1)

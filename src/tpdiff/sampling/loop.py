@@ -87,29 +87,26 @@ def sample_pyramid(
     Raises:
         ValueError: before any call of the denoiser, for an illegal size, step count, solver or prediction type.
     """
-    first = len(pyramid) - 1 if first_stage is None else first_stage
-    if first not in range(len(pyramid)):
-        raise ValueError(f"no stage {first}: stages are 0, the finest, to {len(pyramid) - 1}")
-    counts = split_steps(steps, first + 1)
-    check_solver(solver)
-    grids = {k: pyramid.levels(k, counts[first - k], spacing) for k in range(first + 1)}
-    check_prediction_type(prediction_type, pyramid.stages[first].start_level)
-    start_shape = pyramid.stage_shape(shape, first)
-    if isinstance(generator, Sequence):
-        check_generators(generator, shape[0])
-    if latents is None and first_stage is not None:
-        raise ValueError(f"first_stage {first} begins with latents of that stage; give them")
+    grids = check_sampling(
+        pyramid,
+        shape,
+        steps,
+        latents=latents,
+        first_stage=first_stage,
+        generator=generator,
+        prediction_type=prediction_type,
+        solver=solver,
+        spacing=spacing,
+    )
+    first, total = max(grids), sum(len(grid) - 1 for grid in grids.values())
     if latents is None:
-        x = randn(start_shape, generator, device, dtype)
-    elif tuple(latents.shape) != start_shape:
-        which = "coarsest" if first_stage is None else "first"
-        raise ValueError(f"latents {tuple(latents.shape)} must have the {which} stage's shape {start_shape}")
+        x = randn(pyramid.stage_shape(shape, first), generator, device, dtype)
     else:
         x = latents.to(device or latents.device, dtype)
 
     advance = SOLVERS[solver]
     done = 0
-    for k in range(first, -1, -1):
+    for k, grid in grids.items():
         if k < first:
             x = pyramid.jump(x, k, generator=generator)
 
@@ -117,11 +114,48 @@ def sample_pyramid(
             t = torch.full((x.shape[0],), level.t, dtype=torch.float32, device=x.device)
             return denoiser(x, t, k).to(x.dtype)
 
-        for level, target in pairwise(grids[k]):
+        for level, target in pairwise(grid):
             step = advance(predict, x, level, target, prediction_type)
             x = step.latents.to(dtype)
             done += 1
             if callback is not None:
-                last = target is grids[k][-1]
-                callback(Progress(done, sum(counts), k, last, target.t, x, step.denoised))
+                callback(Progress(done, total, k, target is grid[-1], target.t, x, step.denoised))
     return x
+
+
+def check_sampling(
+    pyramid: Pyramid,
+    shape: Sequence[int],
+    steps: int | Sequence[int],
+    *,
+    latents: Tensor | None = None,
+    first_stage: int | None = None,
+    generator: Generators = None,
+    prediction_type: str = "flow_prediction",
+    solver: str = "euler",
+    spacing: str = "time",
+) -> dict[int, list[Level]]:
+    """Refuse what `sample_pyramid` cannot do with the same arguments.
+
+    Returns:
+        The levels that each stage k visits, from the first stage on.
+
+    Raises:
+        ValueError: as `sample_pyramid`.
+    """
+    first = len(pyramid) - 1 if first_stage is None else first_stage
+    if first not in range(len(pyramid)):
+        raise ValueError(f"no stage {first}: stages are 0, the finest, to {len(pyramid) - 1}")
+    counts = split_steps(steps, first + 1)
+    check_solver(solver)
+    grids = {k: pyramid.levels(k, counts[first - k], spacing) for k in range(first, -1, -1)}
+    check_prediction_type(prediction_type, pyramid.stages[first].start_level)
+    start_shape = pyramid.stage_shape(shape, first)
+    if isinstance(generator, Sequence):
+        check_generators(generator, shape[0])
+    if latents is None and first_stage is not None:
+        raise ValueError(f"first_stage {first} begins with latents of that stage; give them")
+    if latents is not None and tuple(latents.shape) != start_shape:
+        which = "coarsest" if first_stage is None else "first"
+        raise ValueError(f"latents {tuple(latents.shape)} must have the {which} stage's shape {start_shape}")
+    return grids

@@ -20,10 +20,9 @@ from tpdiff.models.video_dit import VideoDiT
 from tpdiff.pyramid.geometry import check_video_size
 from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
-from tpdiff.pyramid.steps import split_steps
 from tpdiff.pyramid.told import check_policy
 from tpdiff.sampling.denoiser import guided_denoiser
-from tpdiff.sampling.loop import Progress, sample_pyramid
+from tpdiff.sampling.loop import Progress, check_sampling, sample_pyramid
 from tpdiff.sampling.tuned import TOLD, load_tuned
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
@@ -192,9 +191,8 @@ class PyramidPipeline(DiffusionPipeline):
             callback: called with a `Progress` after every step.
 
         Raises:
-            ValueError: before any work, for a size, step count or prompt that cannot be served.
+            ValueError: before any work, for a size, step count, prompt or start that cannot be served.
         """
-        split_steps(steps, len(self.pyramid) if first_stage is None else first_stage + 1)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"unknown output_type {output_type!r}; known: {', '.join(OUTPUT_TYPES)}")
         prompts: list[str | None] = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
@@ -203,8 +201,11 @@ class PyramidPipeline(DiffusionPipeline):
         wanted = (num_frames, height, width)
         size = tuple(d if w is None else w for w, d in zip(wanted, self.config.default_size, strict=True))
         prompts = [p for p in prompts for _ in range(num_videos_per_prompt)]
-        self.conditioner.check([*prompts, negative_prompt])
         shape = (len(prompts), *self.latent_shape(size))
+        asked: dict[str, Any] = {"latents": latents, "first_stage": first_stage, "generator": generator}
+        asked |= {"prediction_type": self.config.prediction_type, "solver": solver}
+        check_sampling(self.pyramid, shape, steps, **asked)
+        self.conditioner.check([*prompts, negative_prompt])
 
         device = self._execution_device
         condition = self.conditioner.encode(prompts, device)
@@ -219,19 +220,7 @@ class PyramidPipeline(DiffusionPipeline):
             per_stage=self.config.per_stage_target,
             policy=self.config.timestep_policy,
         )
-        video = sample_pyramid(
-            denoiser,
-            self.pyramid,
-            shape,
-            steps,
-            latents=latents,
-            first_stage=first_stage,
-            generator=generator,
-            device=device,
-            prediction_type=self.config.prediction_type,
-            solver=solver,
-            callback=callback,
-        )
+        video = sample_pyramid(denoiser, self.pyramid, shape, steps, **asked, device=device, callback=callback)
         frames: Any = video
         if output_type != "latent":
             frames = self.video_processor.postprocess_video(self.decode(video), output_type=output_type)
