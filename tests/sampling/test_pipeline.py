@@ -341,9 +341,10 @@ def test_a_negative_prompt_takes_the_place_of_none():
     def make(prompt, **options):
         return pipe(prompt, steps=1, generator=seeded(0), output_type="latent", **options).frames
 
-    away = make(LABELS[0], negative_prompt=LABELS[2], guidance_scale=2.0)
-    torch.testing.assert_close(away, 2 * make(LABELS[0]) - make(LABELS[2]), rtol=0, atol=1e-5)
-    assert not torch.allclose(away, make(LABELS[0], guidance_scale=2.0), atol=1e-4)
+    for prompt in (LABELS[0], None):
+        away = make(prompt, negative_prompt=LABELS[2], guidance_scale=2.0)
+        torch.testing.assert_close(away, 2 * make(prompt) - make(LABELS[2]), rtol=0, atol=1e-5)
+        assert not torch.allclose(away, make(prompt, guidance_scale=2.0), atol=1e-4)
 
 
 # Refusals

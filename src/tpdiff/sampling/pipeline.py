@@ -210,12 +210,12 @@ class PyramidPipeline(DiffusionPipeline):
         device = self._execution_device
         condition = self.conditioner.encode(prompts, device)
         null = self.conditioner.encode([negative_prompt] * len(prompts), device)
-        has_prompt = any(p is not None for p in prompts)
+        differ = any(p != negative_prompt for p in prompts)  # else guidance would lead nowhere
         denoiser = guided_denoiser(
             self.transformer,
             self.pyramid,
             condition,
-            null if has_prompt else None,
+            null if differ else None,
             guidance_scale,
             per_stage=self.config.per_stage_target,
             policy=self.config.timestep_policy,
