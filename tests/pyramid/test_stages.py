@@ -93,23 +93,41 @@ def test_a_pyramid_is_rebuilt_from_its_config(schedule, setting):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "factors", "starts"),
+    ("schedule", "factors", "times", "spans"),
     [
-        pytest.param(FLOW, ((1, 1, 1), (2, 1, 1), (4, 4, 4)), (0.5, 0.55), id="ends-not-rising"),
-        pytest.param(VP, ((1, 1, 1), (2, 1, 1)), (0.0005,), id="end-cleaner-than-the-first-index"),
+        pytest.param(
+            FLOW,
+            TIME,
+            {"ends": (0.2, 0.4), "starts": (0.9, 0.8)},
+            [(0.9, 0), (0.8, 0.2), (1, 0.4)],
+            id="noisier-starts-than-the-jumps-need-and-falling",
+        ),
+        pytest.param(VP, TIME[:2], {"starts": (0.001,)}, [(0.001, 0), (1, 3.58313e-6)], id="end-by-the-first-index"),
     ],
 )
-def test_a_pyramid_of_unusual_starts_is_rebuilt_from_its_config(schedule, factors, starts):
-    """Either the constructor refuses such starts, with a reason, or the config loads."""
-    try:
-        pyramid = Pyramid(schedule, factors, starts=starts)
-    except ValueError:
-        return
-    again = Pyramid.from_config(pyramid.config())
-    assert [s.end for s in again.stages] == pytest.approx([s.end for s in pyramid.stages], abs=1e-12)
+def test_a_pyramid_of_unusual_starts_is_rebuilt_from_its_config(schedule, factors, times, spans):
+    pyramid = Pyramid(schedule, factors, **times)
+    again = Pyramid.from_config(json.loads(json.dumps(pyramid.config())))
+    for one in (pyramid, again):
+        assert [t for stage in one.stages for t in (stage.start, stage.end)] == pytest.approx(sum(spans, ()), abs=1e-10)
 
 
 # Refusals
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors", "starts", "ends"),
+    [
+        pytest.param(
+            FLOW, ((1, 1, 1), (2, 1, 1), (4, 4, 4)), (0.5, 0.55), r"0\.41421\d*, 0\.17767\d*", id="ends-not-rising"
+        ),
+        pytest.param(VP, TIME[:2], (0.0005,), r"0\.0", id="end-cleaner-than-the-first-index"),
+    ],
+)
+def test_starts_whose_ends_cannot_be_are_refused(schedule, factors, starts, ends):
+    message = rf"^ends must rise strictly inside \(0, 1\), finest stage first; got \[{ends}\]$"
+    with pytest.raises(ValueError, match=message):
+        Pyramid(schedule, factors, starts=starts)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
