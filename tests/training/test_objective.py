@@ -183,22 +183,24 @@ def test_a_stage_of_flow_matching_is_equations_12_and_13(network, stage, target)
     assert got.stage == stage
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.5])
 @pytest.mark.parametrize("target", ["global", "per_stage"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_whoever_says_what_the_original_says_has_nothing_to_follow(network, stage, target):
+def test_following_the_original_costs_the_square_of_how_far_it_is(network, stage, target, apart):
     config = configure(f"train.target={target}")
     s, e = flow_levels(stage)
+    unit = s - e if target == "per_stage" else 1
     pyramid = build_pyramid(config)
     own = plain_denoiser(network, network.config, pyramid, {})
 
     def original(x, t, k):
-        return own(x, t, k) / (s - e if target == "per_stage" else 1)  # always per unit of sigma
+        return own(x, t, k) / unit + apart  # always per unit of sigma
 
-    following = config.train.model_copy(update={"distillation": 1.0})
+    following = config.train.model_copy(update={"distillation": 0.7})
     alone, both = (
         loss_of(network, config, stage, train=t, original=o) for t, o in ((None, None), (following, original))
     )
-    torch.testing.assert_close(both.loss, alone.loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(both.loss, alone.loss + 0.7 * (apart * unit) ** 2, rtol=1e-5, atol=0)
 
 
 VP_STARTS = {0: 437.958633 / 999, 1: 751.591130 / 999, 2: 1.0}
