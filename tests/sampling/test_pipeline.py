@@ -1,8 +1,11 @@
 """The pipeline: saved and loaded, its outputs, its guidance, and what it refuses before any work."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from tpdiff import PyramidPipeline, VideoDiT, sample_pyramid
@@ -124,6 +127,27 @@ def test_a_folder_without_a_model_is_refused(tmp_path, name):
         (tmp_path / name / "checkpoints" / "step-00000004").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no model in .*model_index\.json"):
         PyramidPipeline.from_pretrained(tmp_path / name)
+
+
+def test_a_pipeline_of_another_class_is_refused_with_its_name(tmp_path):
+    DDPMPipeline(UNet2DModel(8, norm_num_groups=8, block_out_channels=(8, 8, 8, 8)), DDPMScheduler()).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ValueError, match=r"holds a DDPMPipeline: open it by that class of diffusers, then apply_pyr"):
+        PyramidPipeline.from_pretrained(tmp_path)
+
+
+def test_saving_and_loading_is_quiet(tmp_path):
+    logger, said = logging.getLogger("diffusers"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        labelled().save_pretrained(tmp_path / "model")
+        PyramidPipeline.from_pretrained(tmp_path / "model")
+    finally:
+        logger.removeHandler(handler)
+    assert said == []
 
 
 def test_a_text_encoder_comes_from_where_it_was_in_training(tmp_path, bert):

@@ -78,8 +78,8 @@ class PyramidPipeline(DiffusionPipeline):
         prediction_type: str = "flow_prediction",
         per_stage_target: bool = False,
         timestep_policy: str = "native",
-        default_size: Sequence[int] = (16, 64, 64),
-        latent_ratio: Sequence[int] = (1, 1, 1),
+        default_size: list[int] | tuple[int, ...] = (16, 64, 64),
+        latent_ratio: list[int] | tuple[int, ...] = (1, 1, 1),
         latent_scale: float = 1.0,
         fps: float = 8.0,
         labels: Sequence[str] | None = None,
@@ -117,11 +117,18 @@ class PyramidPipeline(DiffusionPipeline):
 
         Raises:
             FileNotFoundError: no pipeline in the folder, or no checkpoint in the run.
-            ValueError: weights of another network, or the pipeline that was fine-tuned is not where it was.
+            ValueError: weights of another network, a pipeline of another class, or the pipeline that was fine-tuned is
+                not where it was.
         """
         folder = newest_checkpoint(Path(pretrained_model_name_or_path))
         if (folder / TOLD).is_file():
             return load_tuned(folder, **kwargs)
+        index: Any = cls.load_config(str(folder))
+        kind = index["_class_name"]
+        if kind not in (cls.__name__, PyramidPipeline.__name__):
+            raise ValueError(
+                f"{folder} holds a {kind}: open it by that class of diffusers, then apply_pyramid(pipe, factors, steps)"
+            )
         pipeline = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
         absent = [name for name, p in pipeline.transformer.named_parameters() if p.is_meta]
         if absent:
