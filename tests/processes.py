@@ -10,6 +10,7 @@ import os
 import socket
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.load_config import build_config
@@ -31,11 +32,18 @@ forks.set_forkserver_preload(["tpdiff.training.trainer", "torch._dynamo", "torch
 
 
 class Noting(Trainer):
-    """A trainer that notes which samples it is given, a line a micro-batch: [step, indices]."""
+    """A trainer that notes what of its network is sharded by itself, and which samples it is given, a line a
+    micro-batch: [step, indices].
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        units = [name for name, module in self.network.named_modules() if isinstance(module, FSDPModule)]
+        self.out.mkdir(parents=True, exist_ok=True)  # the main process may not be there yet
+        (self.out / f"sharded-{self.accelerator.process_index}.json").write_text(json.dumps(units))
 
     def _next_batch(self):
         batch = super()._next_batch()
-        self.out.mkdir(parents=True, exist_ok=True)  # the main process may not be there yet
         with (self.out / f"order-{self.accelerator.process_index}.jsonl").open("a") as file:
             file.write(json.dumps([self.step, batch["index"].tolist()]) + "\n")
         return batch

@@ -1,5 +1,7 @@
 """Several processes fine-tune a pipeline as one does, on videos and on shards of them, and what they save loads."""
 
+import json
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -59,3 +61,26 @@ def test_processes_tune_as_one(values, saved, tmp_path, way, source, per_stage):
         stock.load_lora_weights(file.parent, adapter_name=file.parent.name)
     after = sample(stock, case)
     assert float((after - before).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "pretrained"),
+    [
+        ("ltx", {"transformer_blocks.0"}, {"lora": {"rank": 2}}),
+        pytest.param(
+            "animatediff",
+            {"down_blocks.0.resnets.0", "down_blocks.0.motion_modules.0", "mid_block.attentions.0"},
+            {"trainable": ["*motion_modules*"]},
+            marks=SLOW,
+        ),
+        pytest.param("modelscope", {"down_blocks.0.temp_convs.0"}, {"trainable": ["*temp_*"]}, marks=SLOW),
+        pytest.param("hunyuan", {"transformer_blocks.0", "single_transformer_blocks.0"}, {"lora": {}}, marks=SLOW),
+    ],
+)
+def test_blocks_are_sharded_by_themselves_and_train_as_one(tuning, tmp_path, name, blocks, pretrained):
+    told = tuning(find_case(name), "train.batch_size=4", "train.lr=0.005", "data.starts=1", **pretrained)
+    values = told.model_dump(mode="json")
+    one, two = train(values, tmp_path / "one", 1), train(values, tmp_path / "two", 2, "fsdp2")
+    assert_same_curve(one, two, 1e-4)
+    units = [json.loads((tmp_path / "two" / f"sharded-{rank}.json").read_text()) for rank in range(2)]
+    assert units[0] == units[1] and {"", *blocks} <= set(units[0])

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, ParallelismConfig
@@ -23,6 +24,7 @@ from accelerate.utils import (
     TorchDynamoPlugin,
     parse_flag_from_env,
 )
+from torch import nn
 
 WITHOUT_DOUBLES = ("mps",)  # devices that cannot hold float64, in which times and noise levels are reckoned
 PATIENCE = timedelta(hours=3)  # the others wait while the main process validates and writes
@@ -68,6 +70,18 @@ def open_accelerator(precision: str, trackers: Sequence[str], out: Path, idle_we
     if accelerator.is_fsdp2:
         _keep_precise(accelerator.state.fsdp_plugin)
     return accelerator
+
+
+def shard_by_blocks(network: Any) -> None:
+    """Have FSDP2 put the weights of a diffusers network together block by block, whatever its class says of itself.
+
+    Blocks are what its lists hold, but for single layers. accelerate shards by themselves those that
+    `_no_split_modules` names, and refuses a name of none: some classes name nothing there, which would leave all
+    weights in one piece, and some name blocks of another configuration. Call it before low-rank matrices are added,
+    which make several layers of one.
+    """
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    network._no_split_modules = sorted({type(one).__name__ for held in lists for one in held if _layers(one) > 1})
 
 
 def share_of(batch_size: int, processes: int, accumulation: int = 1) -> int:
@@ -146,6 +160,11 @@ def check_same_start(accelerator: Accelerator, step: int) -> None:
             f"this process resumes at step {step}, others elsewhere: all processes need the same --out, on a file "
             "system that they share"
         )
+
+
+def _layers(module: nn.Module) -> int:
+    """How many modules within have weights of their own."""
+    return sum(any(True for _ in one.parameters(recurse=False)) for one in module.modules())
 
 
 def _shard_on_cpus(precision: str, patience: InitProcessGroupKwargs) -> None:

@@ -24,6 +24,7 @@ from tpdiff.sampling.stock import is_hollow
 from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name, without_matrices
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.config import Config, check_prediction
+from tpdiff.training.distribution import shard_by_blocks
 from tpdiff.training.kept_conditions import KeptConditions
 from tpdiff.training.latents import Latents
 from tpdiff.training.objective import Convention
@@ -191,13 +192,14 @@ class Pretrained:
             raise ValueError(f"{kind.__name__} takes no guidance_scale; leave out validation.guidance_scale")
 
     def _prepare(self) -> None:
-        """Say what of the network is trained, and freeze all else."""
+        """Say what of the network is trained and how it is sharded, and freeze all else."""
         for component in self.pipe.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False)
         network = self.network
         follows = self.config.train.distillation > 0 and self.wanted.lora is None
         self._frozen = copy.deepcopy(network).eval() if follows else None
+        shard_by_blocks(network)
         if self.wanted.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if self.wanted.lora is None:
