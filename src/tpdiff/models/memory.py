@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import nn
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -77,6 +79,55 @@ def moved(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
     finally:
         for module, place in places:
             module.to(place)
+
+
+@contextmanager
+def visiting(modules: Iterable[nn.Module], device: torch.device, until: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Have modules on a device only while they work: each comes when it is called, by what diffusers' autoencoders have
+    for it as well (`encode`, `decode`), and all go back where they were once one of others is called, and in the end.
+
+    Args:
+        modules: they have no hooks of accelerate's.
+        device: where they work.
+        until: those others.
+    """
+    visits = [_Visit(module, device) for module in modules if next(module.parameters(), None) is not None]
+
+    def send_back(*_: Any) -> None:
+        for visit in visits:
+            visit.end()
+
+    handles = [module.register_forward_pre_hook(send_back) for module in until]
+    try:
+        for visit in visits:
+            add_hook_to_module(visit.module, visit)
+        yield
+    finally:
+        send_back()
+        for handle in handles:
+            handle.remove()
+        for visit in visits:
+            remove_hook_from_module(visit.module)
+
+
+class _Visit(ModelHook):
+    """A module's stay on a device, where a pipeline then takes itself to be."""
+
+    def __init__(self, module: nn.Module, device: torch.device):
+        self.module, self.execution_device = module, device
+        self.home: torch.device | None = None  # while it is away
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if self.home is None:
+            self.home = next(module.parameters()).device
+            module.to(self.execution_device)
+        return args, kwargs
+
+    def end(self) -> None:
+        """Back to where it was."""
+        if self.home is not None:
+            self.module.to(self.home)
+            self.home = None
 
 
 def _on_cuda() -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 
 from tpdiff.families import find_family
 from tpdiff.families.sizes import stage_sizes
-from tpdiff.models.memory import moved
+from tpdiff.models.memory import moved, visiting
 from tpdiff.pyramid.geometry import AXIS_NAMES
 from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
@@ -43,7 +43,8 @@ class TunedPipeline:
         network: what was trained.
         told: what is known of it.
         dtype: of autocast; None: none.
-        device: where all of it is during a call; None: where it is before.
+        device: where its networks are during a call, and what encodes and decodes while it does; None: where all of it
+            is before.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class TunedPipeline:
         if output_type != "latent":
             generator = _for_decoding(self.pipe, generator, device)
         lower = torch.autocast(device.type, self.dtype) if self.dtype is not None else contextlib.nullcontext()
-        with moved(() if self.device is None else parts, device), lower, _staged_adapters(self):
+        with self._placed(parts), lower, _staged_adapters(self):
             return self.pipe(prompt=[p or "" for p in prompts], generator=generator, output_type=output_type, **told)
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool = True) -> None:
@@ -173,6 +174,18 @@ class TunedPipeline:
                 raise ValueError(f"{kind} takes no {name}; leave it out")
         if find_family(self.pipe).from_picture(self.pipe) and "image" not in told:
             raise ValueError(f"{kind} starts from a picture: give it as image")
+
+    @contextlib.contextmanager
+    def _placed(self, parts: Sequence[nn.Module]) -> Iterator[None]:
+        """Have the pipeline's parts on the device: its networks all the time, the others while they are used."""
+        if self.device is None:
+            yield
+            return
+        predict = {id(getattr(self.pipe, name)) for name in find_family(self.pipe).networks(self.pipe)}
+        networks = [part for part in parts if id(part) in predict]
+        others = [part for part in parts if id(part) not in predict]
+        with moved(networks, self.device), visiting(others, self.device, until=networks):
+            yield
 
 
 class AnyText:
