@@ -163,6 +163,14 @@ def test_a_text_encoder_comes_from_where_it_was_in_training(tmp_path, bert):
     assert not np.allclose(a, other, atol=1e-4)
 
 
+def test_prompts_that_are_cut_are_told(bert, recwarn):
+    pipe = pipeline(model=network(text_dim=16), text_source=str(bert), max_text_length=7)
+    pipe("a digit below five moves", steps=[1, 1, 1])
+    assert not [w for w in recwarn if "the rest is cut" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"1 of 2 prompts have more than the 7 tokens .*\(condition\.max_length of"):
+        pipe([None, "five", "a digit from five up moves"], steps=[1, 1, 1], num_videos_per_prompt=2)
+
+
 def test_a_text_encoder_can_be_saved_with_the_model(tmp_path, bert):
     encoder, tokenizer = load_text_encoder(str(bert))
     pipe = pipeline(model=network(text_dim=16), text_encoder=encoder, tokenizer=tokenizer, max_text_length=9)

@@ -5,6 +5,7 @@ forward. Training drops prompts to None and guidance asks for None, so both meet
 """
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from tpdiff.models.text import encode_prompts, load_text_encoder
+from tpdiff.models.text import encode_prompts, load_text_encoder, token_counts
 
 Prompt = str | None
 States = tuple[Tensor, Tensor]  # token states (L, D), and (L,) bool, True where a token stands
@@ -105,6 +106,17 @@ class TextCondition:
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         _check_text(prompts)
+
+    def warn_of_cut(self, prompts: Sequence[Prompt]) -> None:
+        """Warn of prompts that have more tokens than the network is told."""
+        counts = token_counts(self.tokenizer, {p for p in prompts if p is not None})
+        cut = sum(count > self.max_length for count in counts)
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(counts)} prompts have more than the {self.max_length} tokens that this model is told "
+                "(condition.max_length of its training): the rest is cut",
+                stacklevel=2,
+            )
 
     def encode(
         self, prompts: Sequence[Prompt], device: torch.device | str, known: Known | None = None

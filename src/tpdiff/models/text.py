@@ -5,7 +5,7 @@ Any Hugging Face encoder serves, from a folder on disk or the hub's name; "minil
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,23 @@ def encode_prompts(
     ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
     states = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     return TextEmbeddings(states, mask.bool())
+
+
+UNBOUNDED = 10**9  # tokenizers without a limit say 10^30
+
+
+def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
+    """How many tokens each text has, those at its ends included and none cut."""
+    texts = list(texts)
+    parts = [texts[i : i + 1000] for i in range(0, len(texts), 1000)]  # so that no more tokens are in memory
+    return [len(ids) for part in parts for ids in tokenizer(part, verbose=False)["input_ids"]]
+
+
+def most_tokens(text_encoder: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """How long a text the encoder was made for; None: of any length."""
+    positions = getattr(text_encoder.config, "max_position_embeddings", None)
+    most = min(tokenizer.model_max_length, positions or UNBOUNDED)
+    return None if most >= UNBOUNDED else most
 
 
 UNTOLD = ("transformers_version", "architectures", "dtype", "torch_dtype")  # no part of what is computed

@@ -213,6 +213,8 @@ class PyramidPipeline(DiffusionPipeline):
         asked |= {"prediction_type": self.config.prediction_type, "solver": solver}
         check_sampling(self.pyramid, shape, steps, **asked)
         self.conditioner.check([*prompts, negative_prompt])
+        if isinstance(self.conditioner, TextCondition):
+            self.conditioner.warn_of_cut([*prompts, negative_prompt])
 
         device = self._execution_device
         condition = self.conditioner.encode(prompts, device)

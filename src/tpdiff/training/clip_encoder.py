@@ -15,6 +15,7 @@ from tpdiff.models.autoencoder import compression, identity, load_autoencoder
 from tpdiff.models.text import encode_prompts, load_text_encoder, text_identity
 from tpdiff.pyramid.geometry import AXIS_NAMES, Geometry, axis_rules, largest_video_size
 from tpdiff.pyramid.stages import Pyramid
+from tpdiff.training.captions import warn_of_cut
 from tpdiff.training.clean import encode_stages
 from tpdiff.training.config import Config
 from tpdiff.training.objective import build_pyramid
@@ -59,6 +60,10 @@ class ClipEncoder(ABC):
     def check(self, sizes: Iterable[Bucket]) -> None:
         """Raise ValueError for a clip size that the autoencoder, the patches or some stage cannot hold."""
 
+    @abstractmethod
+    def warn_of_cut(self, captions: Iterable[str | None]) -> None:
+        """Warn of captions that are longer than what is encoded of them."""
+
     def latents(self, video: Tensor) -> bytes:
         """uint8 clip (3, T, H, W) -> float32 latents "stage0", ... (C, t, h, w), as safetensors."""
         stages = self.pyramid if self.config.data.stages == "pixel" else None
@@ -97,6 +102,11 @@ class OwnEncoder(ClipEncoder):
 
     def check(self, sizes: Iterable[Bucket]) -> None:
         check_sizes(self.config, self.pyramid.multiples, self._ratio, sizes)
+
+    def warn_of_cut(self, captions: Iterable[str | None]) -> None:
+        if self._text is not None:
+            encoder, tokenizer = self._text
+            warn_of_cut(captions, encoder, tokenizer, self.config.condition.max_length)
 
     def states(self, caption: str) -> bytes | None:
         """A caption's token states "prompt_embeds" (n, D) and "prompt_attention_mask" (n,).

@@ -94,7 +94,10 @@ class ModelConfig(Section):
 
 
 class ConditionConfig(Section):
-    """What the captions become: nothing, one class a distinct caption, or text for cross-attention."""
+    """What the captions become: nothing, one class a distinct caption, or text for cross-attention.
+
+    `max_length` tokens of a text are encoded, and the rest is cut; a run that cuts captions says so as it begins.
+    """
 
     kind: Literal["none", "label", "text"] = "text"
     encoder: str = "minilm"

@@ -13,6 +13,7 @@ from tpdiff.data.shard_files import digest_of, digest_of_file
 from tpdiff.families.sizes import geometry, stage_sizes
 from tpdiff.models.memory import moved
 from tpdiff.sampling.stock import stock_folder
+from tpdiff.training.captions import warn_of_cut_by_pipeline
 from tpdiff.training.clip_encoder import ClipEncoder, OwnEncoder
 from tpdiff.training.config import Config
 from tpdiff.training.pretrained_pipeline import encodes, open_pipeline, pipeline_stages
@@ -61,6 +62,9 @@ class PipelineEncoder(ClipEncoder):
         data = self.config.data
         for size in ((data.frames, data.height, data.width), *sizes):
             stage_sizes(self.asker.pipe, self.asker.family, self.pyramid, size)
+
+    def warn_of_cut(self, captions: Iterable[str | None]) -> None:
+        warn_of_cut_by_pipeline(captions, self.asker)
 
     def latents(self, video: Tensor) -> bytes:
         with moved([self.autoencoder], self.device):

@@ -22,6 +22,7 @@ from tpdiff.sampling.asking import Condition
 from tpdiff.sampling.loop import Denoiser
 from tpdiff.sampling.stock import is_hollow
 from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name, without_matrices
+from tpdiff.training.captions import warn_of_cut_by_pipeline
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.config import Config, check_prediction
 from tpdiff.training.distribution import shard_by_blocks
@@ -89,6 +90,8 @@ class Pretrained:
                 stage_sizes(self.pipe, self.family, self.convention.pyramid, bucket)
             assert dataset.empty_prompt is not None  # `open_source` saw to it
             self._conditions[None] = dataset.empty_prompt
+        elif self.config.condition.kind != "none":
+            warn_of_cut_by_pipeline(dataset.captions, self.asker)
         if not self.wanted.offload:
             for encoder in (*self._encoders(text=True), *self._encoders(text=False)):
                 if not is_hollow(encoder):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tpdiff.data import ClipDataset, ShardDataset
-from tpdiff.models.conditioning import LabelCondition, padded
+from tpdiff.models.conditioning import LabelCondition, TextCondition, padded
 from tpdiff.models.video_dit import VideoDiT
 from tpdiff.sampling.denoiser import plain_denoiser
 from tpdiff.sampling.loop import Denoiser
 from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.training.captions import warn_of_cut
 from tpdiff.training.clean import Clean
 from tpdiff.training.config import Config
 from tpdiff.training.latents import Latents
@@ -108,7 +109,9 @@ class OwnNetwork:
             check_sizes(config, self.convention.pyramid.multiples)
 
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
-        self.conditioner = build_conditioner(self.config, dataset)
+        self.conditioner = text = build_conditioner(self.config, dataset)
+        if isinstance(text, TextCondition):  # else they were encoded before, or are not
+            warn_of_cut(dataset.captions, text.text_encoder, text.tokenizer, text.max_length)
         self._dataset, self._latents = dataset, latents
         model = self.config.model
         self.network = VideoDiT(

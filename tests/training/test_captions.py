@@ -1,0 +1,54 @@
+"""Captions that are cut are told of, once, before any step: how many, how long the longest is, what would hold all."""
+
+import pytest
+
+from tpdiff.models.text import load_text_encoder
+from tpdiff.training.captions import warn_of_cut
+from tpdiff.training.pipeline_encoder import open_encoder
+from tpdiff.training.trainer import Trainer
+
+CAPTIONS = ["a digit below five moves", "a digit from five up moves", "five"]  # 7, 8 and 3 tokens with their ends
+
+
+def told(recwarn):
+    return [str(warning.message) for warning in recwarn if "and the rest is cut" in str(warning.message)]
+
+
+def texts(bert, length):
+    return "condition.kind=text", f"condition.encoder={bert}", f"condition.max_length={length}"
+
+
+def test_a_run_says_what_it_cuts(tiny, bert, tmp_path, recwarn):
+    Trainer(tiny("train.steps=1", *texts(bert, 8)), tmp_path / "long enough")
+    assert told(recwarn) == []
+    Trainer(tiny("train.steps=1", *texts(bert, 7)), tmp_path / "too short").run()
+    assert told(recwarn) == [
+        "1 of 2 captions (50%) have more tokens than condition.max_length=7, and the rest is cut; the longest has 8; "
+        "nearest that holds all: condition.max_length=8"
+    ]
+
+
+def test_of_several_processes_the_main_one_says_it(tiny, bert, tmp_path, recwarn, monkeypatch):
+    encoder = load_text_encoder(str(bert))
+    for rank, lines in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        warn_of_cut(CAPTIONS, *encoder, 7)
+        assert len(told(recwarn)) == lines
+
+
+@pytest.mark.parametrize(
+    ("limit", "nearest"),
+    [(20, "condition.max_length=32, the most that the encoder takes, which cuts 1"), (32, "the encoder takes no more")],
+)
+def test_more_than_the_encoder_takes_is_not_asked_for(bert, recwarn, limit, nearest):
+    warn_of_cut(["up " * 23, "five " * 40, None, "five " * 40], *load_text_encoder(str(bert)), limit)
+    (said,) = told(recwarn)
+    assert said.startswith("2 of 2" if limit == 20 else "1 of 2") and said.endswith(nearest) and "has 42" in said
+
+
+@pytest.mark.parametrize(("kind", "lines"), [("text", 1), ("label", 0)])
+def test_a_cache_can_say_it(encoding, bert, recwarn, kind, lines):
+    encoder = open_encoder(encoding(*texts(bert, 3), f"condition.kind={kind}"), None)
+    encoder.warn_of_cut([*CAPTIONS, *CAPTIONS])
+    assert len(told(recwarn)) == lines
+    assert all(said.startswith("2 of 3 captions (66.7%)") for said in told(recwarn))
