@@ -3,7 +3,7 @@
 import pytest
 from tiny import find_case
 
-from tpdiff.training.pipeline_encoder import PipelineEncoder
+from tpdiff.training.cache import make_cache
 from tpdiff.training.trainer import Trainer
 
 KEY = "pretrained.options.max_sequence_length"
@@ -28,10 +28,10 @@ def test_a_run_says_what_it_cuts(name, tuning, tmp_path, recwarn):
     assert told(recwarn) == [said]
 
 
-def test_a_cache_can_say_it(tuning, recwarn):
-    PipelineEncoder(tuning(find_case("ltx")), None).warn_of_cut(["a small red cat runs", "the ball " * 10])
-    (said,) = told(recwarn)
-    assert said.startswith("1 of 2 captions (50%)")
+@pytest.mark.parametrize(("kind", "lines"), [("text", 1), ("none", 0)])
+def test_a_cache_says_what_it_cuts(kind, lines, tuning, tmp_path, recwarn):
+    make_cache(tuning(find_case("ltx"), f"condition.kind={kind}"), tmp_path / "cache", shards=1)
+    assert len(told(recwarn)) == lines
 
 
 def test_where_nothing_can_be_asked_for_nothing_is_said(tuning, tmp_path, recwarn):

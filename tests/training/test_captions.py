@@ -3,8 +3,8 @@
 import pytest
 
 from tpdiff.models.text import load_text_encoder
+from tpdiff.training.cache import make_cache
 from tpdiff.training.captions import warn_of_cut
-from tpdiff.training.pipeline_encoder import open_encoder
 from tpdiff.training.trainer import Trainer
 
 CAPTIONS = ["a digit below five moves", "a digit from five up moves", "five"]  # 7, 8 and 3 tokens with their ends
@@ -47,8 +47,7 @@ def test_more_than_the_encoder_takes_is_not_asked_for(bert, recwarn, limit, near
 
 
 @pytest.mark.parametrize(("kind", "lines"), [("text", 1), ("label", 0)])
-def test_a_cache_can_say_it(encoding, bert, recwarn, kind, lines):
-    encoder = open_encoder(encoding(*texts(bert, 3), f"condition.kind={kind}"), None)
-    encoder.warn_of_cut([*CAPTIONS, *CAPTIONS])
+def test_a_cache_says_what_it_cuts(encoding, bert, tmp_path, recwarn, kind, lines):
+    make_cache(encoding(*texts(bert, 7), f"condition.kind={kind}"), tmp_path / "cache", shards=1)
     assert len(told(recwarn)) == lines
-    assert all(said.startswith("2 of 3 captions (66.7%)") for said in told(recwarn))
+    assert all(said.startswith("1 of 2 captions (50%)") for said in told(recwarn))

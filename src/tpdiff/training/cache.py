@@ -121,6 +121,8 @@ def make_cache(
         require_captions(found.entries, data.path)
     check_share(found, data.max_bad_share)
     warn_of_held_out(data.split, found.entries)
+    if config.condition.kind != "none":
+        encoder.warn_of_cut(entry.caption for entry in found.entries)
     settings = cache_settings(config, encoder)
     del encoder
     bad = [BadFile(_within(file.path, data.path), file.reason) for file in found.skipped]
