@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from tiny import CASES, find_case
 
 from tpdiff.data import collate
+from tpdiff.models.kept import KeptConditions
 from tpdiff.sampling.apply import apply_pyramid
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import LORA as LORA_FILE
 from tpdiff.schedulers import PyramidScheduler
 from tpdiff.training.checkpoint import checkpoints, read_checkpoint
-from tpdiff.training.kept_conditions import KeptConditions
 from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.trainee import Told
 from tpdiff.training.trainer import Trainer

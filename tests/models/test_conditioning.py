@@ -5,6 +5,7 @@ import torch
 
 from tpdiff.models import conditioning
 from tpdiff.models.conditioning import LabelCondition, NoCondition, StoredText, TextCondition
+from tpdiff.models.kept import KeptConditions
 from tpdiff.models.text import encode_prompts, load_text_encoder, text_encoder_path, text_identity
 
 
@@ -95,6 +96,20 @@ def test_long_captions_are_cut(text):
 def test_a_prompt_must_be_text(text):
     with pytest.raises(ValueError, match="must be text, got int"):
         text.check(["a", 3])
+
+
+def test_captions_are_kept_within_bounds(text, monkeypatch):
+    words = ["a", "digit", "below", "five", "moves", "from", "up"]
+    wanted = text.encode(words, "cpu")
+    asked, encoder = [], conditioning.encode_prompts
+    monkeypatch.setattr(conditioning, "encode_prompts", lambda *args: asked.extend(args[2]) or encoder(*args))
+    monkeypatch.setattr(conditioning, "TOGETHER", 1)
+    text._kept = KeptConditions(limit=3 * (10 * 16 * 4 + 10))  # three texts of 10 tokens, each with its mask
+    text.encode_ahead([None, *words])
+    assert asked == ["", "a", "below"]
+    got = text.encode(words, "cpu")
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    assert sorted(asked[3:]) == ["digit", "five", "from", "moves", "up"] and len(text._kept) == 3
 
 
 def test_encoders_are_frozen_and_carry_no_dropout(bert):

@@ -6,7 +6,7 @@ forward. Training drops prompts to None and guidance asks for None, so both meet
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from tpdiff.models.kept import KeptConditions
 from tpdiff.models.text import encode_prompts, load_text_encoder, token_counts
 
+TOGETHER = 64  # texts that are encoded at once
 Prompt = str | None
 States = tuple[Tensor, Tensor]  # token states (L, D), and (L,) bool, True where a token stands
 Known = Mapping[str, States]  # by text
@@ -86,7 +88,7 @@ class LabelCondition:
 
 
 class TextCondition:
-    """Token states of a text encoder; "no prompt" is the empty text. Encoded captions are kept.
+    """Token states of a text encoder; "no prompt" is the empty text. What was encoded is kept, within bounds.
 
     Args:
         text_encoder: a frozen Hugging Face encoder.
@@ -98,7 +100,7 @@ class TextCondition:
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self._kept: dict[str, States] = {}
+        self._kept = KeptConditions()
 
     def network_config(self) -> dict[str, int]:
         config: Any = self.text_encoder.config
@@ -123,12 +125,27 @@ class TextCondition:
     ) -> dict[str, Tensor]:
         self.check(prompts)
         texts, known = [p or "" for p in prompts], known or {}
-        new = sorted(set(texts) - self._kept.keys() - known.keys())
-        for batch in (new[i : i + 64] for i in range(0, len(new), 64)):
-            encoded = encode_prompts(self.text_encoder, self.tokenizer, batch, self.max_length)
-            rows = zip(encoded.prompt_embeds.cpu(), encoded.prompt_attention_mask.cpu(), strict=True)
-            self._kept.update(zip(batch, rows, strict=True))
-        return _stacked([known[text] if text in known else self._kept[text] for text in texts], device)
+        found = {text: known[text] for text in texts if text in known}
+        found |= {text: _states(self._kept[text]) for text in texts if text not in found and text in self._kept}
+        for batch in _batches(set(texts) - found.keys()):
+            found |= self._encode(batch)
+        return _stacked([found[text] for text in texts], device)
+
+    def encode_ahead(self, prompts: Iterable[Prompt]) -> None:
+        """Encode as many prompts as are kept, so that no step of training pays for them."""
+        for batch in _batches({p or "" for p in prompts} - self._kept.keys()):
+            if self._kept.full:
+                return
+            self._encode(batch)
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, States]:
+        """States of texts, on the CPU, from now on kept."""
+        encoded = encode_prompts(self.text_encoder, self.tokenizer, texts, self.max_length)
+        parts = encoded.prompt_embeds.cpu(), encoded.prompt_attention_mask.cpu()
+        rows = [(states.clone(), mask.clone()) for states, mask in zip(*parts, strict=True)]  # each to be freed alone
+        found = dict(zip(texts, rows, strict=True))
+        self._kept.update({text: {"states": states, "mask": mask} for text, (states, mask) in found.items()})
+        return found
 
 
 class StoredText:
@@ -168,6 +185,16 @@ def padded(text: Mapping[str, Tensor], length: int) -> States:
     states, mask = text["prompt_embeds"], text["prompt_attention_mask"]
     rest = length - len(mask)
     return functional.pad(states, (0, 0, 0, rest)), functional.pad(mask, (0, rest))
+
+
+def _states(kept: Mapping[str, Tensor]) -> States:
+    return kept["states"], kept["mask"]
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts as they are encoded together, in an order of their own."""
+    ordered = sorted(texts)
+    return (ordered[i : i + TOGETHER] for i in range(0, len(ordered), TOGETHER))
 
 
 def _check_text(prompts: Sequence[Prompt]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tpdiff.data import ClipDataset, ShardDataset
 from tpdiff.families.sizes import stage_sizes
+from tpdiff.models.kept import KeptConditions
 from tpdiff.models.memory import moved
 from tpdiff.pyramid.noise import randn
 from tpdiff.pyramid.told import as_told
@@ -26,7 +27,6 @@ from tpdiff.training.captions import warn_of_cut_by_pipeline
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.config import Config, check_prediction
 from tpdiff.training.distribution import shard_by_blocks
-from tpdiff.training.kept_conditions import KeptConditions
 from tpdiff.training.latents import Latents
 from tpdiff.training.objective import Convention
 from tpdiff.training.pretrained_config import LoraConfig

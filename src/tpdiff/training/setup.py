@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tpdiff.data import ClipDataset, ShardDataset
@@ -68,8 +69,8 @@ def warn_of_lonely_captions(config: Config, dataset: ClipDataset, clips: int) ->
         )
 
 
-def build_conditioner(config: Config, dataset: ClipDataset | ShardDataset) -> Conditioner:
-    """What turns the captions of a run into arguments of its network."""
+def build_conditioner(config: Config, dataset: ClipDataset | ShardDataset, device: torch.device) -> Conditioner:
+    """What turns the captions of a run into arguments of its network; texts are encoded on the device."""
     condition = config.condition
     if condition.kind == "none":
         return NoCondition()
@@ -79,8 +80,9 @@ def build_conditioner(config: Config, dataset: ClipDataset | ShardDataset) -> Co
         assert dataset.empty_prompt is not None  # `open_source` saw to it
         empty = padded(dataset.empty_prompt, condition.max_length)
         return StoredText(condition.encoder, condition.max_length, empty)
-    text = TextCondition(*load_text_encoder(condition.encoder), condition.max_length)
-    text.encode([None, *dataset.captions[:100_000]], "cpu")
+    encoder, tokenizer = load_text_encoder(condition.encoder)
+    text = TextCondition(encoder.to(device), tokenizer, condition.max_length)
+    text.encode_ahead([None, *dataset.captions])
     return text
 
 

@@ -109,7 +109,7 @@ class OwnNetwork:
             check_sizes(config, self.convention.pyramid.multiples)
 
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
-        self.conditioner = text = build_conditioner(self.config, dataset)
+        self.conditioner = text = build_conditioner(self.config, dataset, latents.device)
         if isinstance(text, TextCondition):  # else they were encoded before, or are not
             warn_of_cut(dataset.captions, text.text_encoder, text.tokenizer, text.max_length)
         self._dataset, self._latents = dataset, latents

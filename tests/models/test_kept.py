@@ -2,7 +2,7 @@
 
 import torch
 
-from tpdiff.training.kept_conditions import KeptConditions
+from tpdiff.models.kept import KeptConditions
 
 
 def encoded(value):

@@ -1,10 +1,11 @@
 """What text encoders made of prompts, kept for when they come again, within bounds."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 
-from tpdiff.sampling.asking import Condition
+from torch import Tensor
 
+Condition = Mapping[str, Tensor]
 LIMIT = 2 * 2**30
 
 
@@ -35,6 +36,12 @@ class KeptConditions(MutableMapping[str | None, Condition]):
 
     def __delitem__(self, prompt: str | None) -> None:
         self._bytes -= _size(prompt, self._kept.pop(prompt))
+
+    @property
+    def full(self) -> bool:
+        """Whether one more as large as the mean would drive another out."""
+        others = len(self._kept) - (None in self._kept)
+        return others > 0 and self._bytes * (others + 1) > self.limit * others
 
     def __contains__(self, prompt: object) -> bool:
         return prompt in self._kept
