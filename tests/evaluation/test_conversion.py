@@ -11,7 +11,7 @@ import yaml
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.budget import steps_within
 from tpdiff.evaluation.conversion import load_conversion
-from tpdiff.evaluation.conversion_page import improvement, loss_bound, write_page
+from tpdiff.evaluation.conversion_page import improvement, loss_bound, seeds_bound, write_page
 from tpdiff.evaluation.conversion_run import FEWER, FREE, ORIGINAL, ConversionDesk, run_conversion
 from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.study import make_data, read_result, write_result
@@ -105,7 +105,7 @@ def finished_seed(seed, original, converted, spread):
     zero = [0.0] * 201
 
     def variant(distance, steps=50, **more):
-        final = {"distance": distance, "kernel": distance / 10, "floor": 1.0, "figures": {}}
+        final = {"distance": distance, "kernel": distance / 10, "clips": 128, "floor": 1.0, "figures": {}}
         return {"steps": steps, "final": final, "sampling_flops": 1e9 * float(np.sum(steps)), **more}
 
     cost = {"flops": 100, "optimizer_steps": 10}
@@ -113,7 +113,7 @@ def finished_seed(seed, original, converted, spread):
         "seed": seed,
         "done": True,
         "made": {"machine": machine.describe(), "created": "2026-01-01"},
-        "protocol": {"seed": 0},
+        "protocol": {"seed": 0, "floor": {"clips": 64}},
         "early": {"steps": 8, "final": {"distance": 1.25 * original}},
         "variants": {
             ORIGINAL: variant(original, training={"flops": 1000, "optimizer_steps": 100}),
@@ -140,16 +140,21 @@ def test_the_bound_is_the_upper_end_of_the_mean_over_seeds():
     assert loss_bound(seeds, "converted") == pytest.approx((-1 + 9) / 150)
     assert loss_bound(seeds[1:], "converted") == pytest.approx((2 + 9) / 200)
     assert improvement(seeds[0]) == pytest.approx(0.2)
+    over = -1 + 6.314 * np.std([-4, 2], ddof=1) / np.sqrt(2)  # Student's t of two seeds
+    assert seeds_bound(seeds, "converted") == pytest.approx(over / 150, rel=1e-3)
+    assert np.isinf(seeds_bound(seeds[1:], "converted"))
 
 
-@pytest.mark.parametrize(("converted", "verdict"), [(96.0, "**holds**"), (99.0, "**does not hold**")])
+@pytest.mark.parametrize(
+    ("converted", "verdict"), [(96.0, "**holds in these seeds only**"), (99.0, "**does not hold**")]
+)
 def test_the_page_says_whether_the_claim_holds(tmp_path, converted, verdict):
     study = study_of(tmp_path, arms={"converted": []}, seeds=[0, 1])
     write_result(tmp_path / "seed-0.json", finished_seed(0, 100.0, converted, 8.0))
     page = write_page(study, tmp_path, "the command").read_text()
     assert verdict in page and "**Still to be run: seed 1.**" in page
     assert "20.0% | no |" in page  # it had not stopped improving
-    assert f"| {FREE} | {converted - 900:.3g}" in page and "| better |" in page
+    assert f"| {FREE} | {converted - 900:.3g}" in page and "| better in this seed |" in page
     assert (tmp_path / "distance.png").stat().st_size > 10_000
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tpdiff.evaluation import latency
 from tpdiff.evaluation.latency import count_flops, measure, speedup, standings
@@ -39,6 +40,16 @@ def test_attention_between_different_lengths_and_widths():
 def test_backward_counts_two_products_for_each_of_the_forward():
     layer, x = Attention(), torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True)
     assert count_flops(lambda: layer(x).sum().backward()) == 3 * (PROJECTIONS + SCORES)
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention", "efficient_attention", "cudnn_attention"])
+def test_a_backward_pass_counts_alike_on_every_device(kernel):
+    """PyTorch's own counter adds the scores that kernels of CUDA compute anew."""
+    name = f"_scaled_dot_product_{kernel}_backward"
+    shape = (BATCH, HEADS, LENGTH, HEAD)
+    with FlopCounterMode(display=False, custom_mapping=latency.ATTENTION_FORMULAS) as counter:
+        formula = counter.flop_registry[getattr(torch.ops.aten, name)]
+    assert formula(*(torch.empty(shape) for _ in range(4)), out_val=None) == 2 * SCORES
 
 
 def test_counting_does_not_add_up_over_calls():

@@ -294,6 +294,8 @@ def test_a_suggestion_spends_the_budget(planned):
         ({"stages": 1}, "1 stages make no pyramid; nearest: 2"),
         ({"steps": (10, 10)}, r"2 step counts \(10-10\) for 3 stages"),
         ({"steps": 2}, "2 steps cannot fill 3 stages; nearest: 3"),
+        ({"stages": 7, "axes": "T"}, "no num_frames from half to twice the model's own 81 suits 7 stages; give it"),
+        ({"stages": 30, "axes": "HW"}, "no height from half to twice the model's own 480 suits 30 stages; give it"),
         ({"plain_steps": 0}, "0 plain steps; nearest: 1"),
     ],
 )

@@ -143,6 +143,18 @@ def test_what_is_kept_of_another_study_is_refused(tmp_path, change, named):
             run_seed(later, 0)
 
 
+def test_results_from_before_settings_were_kept_are_compared_by_their_study(tmp_path):
+    desk = desk_of(tmp_path)
+    rates = {"vanilla": 5e-4, "pyramid": 1e-3}
+    configs = {arm: desk.study.config(arm, desk.data, 0, lr, desk.study.seconds) for arm, lr in rates.items()}
+    arms = {arm: {"lr": rates[arm], "config": config.model_dump(mode="json")} for arm, config in configs.items()}
+    made = {"study": desk.study.model_dump(mode="json")}
+    write_result(desk.seed_file(0), {"done": True, "seed": 0, "arms": arms, "made": made})
+    assert run_seed(desk, 0)["done"]
+    with pytest.raises(ValueError, match=r"seed-0\.json was made with arms\.pyramid\.train\.seconds=0\.6 \(now 9\.0\)"):
+        run_seed(desk_of(tmp_path, seconds=9.0), 0)
+
+
 def test_a_page_needs_a_finished_seed(tmp_path):
     with pytest.raises(ValueError, match="no seed is finished"):
         write_page(study_of(tmp_path), tmp_path, "command")

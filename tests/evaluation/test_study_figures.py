@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tpdiff.evaluation.study_figures import difference, learnt, plateau, reached, sooner
+from tpdiff.evaluation.study_figures import Difference, difference, learnt, plateau, reached, sooner
 from tpdiff.metrics.distance import frechet_distance, paired_draws
 
 
@@ -53,11 +53,35 @@ def test_difference_joins_independent_seeds():
     assert found.mean == pytest.approx(-2)
     half = 1.96 / np.sqrt(3)  # the mean of three independent draws
     assert (found.low, found.high) == pytest.approx((-2 - half, -2 + half), abs=0.08)
-    assert found.excludes_zero
     assert found.seeds == [-1.0, -3.0, -2.0]
-    assert not difference([{"difference": 0.1, "replicates": [-1.0, 0.0, 1.0], "shared": True}]).excludes_zero
+    assert found.over_seeds == pytest.approx((-2 - 4.303 / np.sqrt(3), -2 + 4.303 / np.sqrt(3)), abs=1e-3)
+    assert found.verdict == "better in these seeds"
+    assert difference(paired[:1]).over_seeds == (-np.inf, np.inf)
+    assert difference([{"difference": 0.1, "replicates": [-1.0, 0.0, 1.0], "shared": True}]).verdict == "undecided"
     unmarked = difference([{key: p[key] for key in ("difference", "replicates")} for p in paired])
     assert (unmarked.low, unmarked.high) == pytest.approx((-2 - 1.96, -2 + 1.96), abs=0.08)  # as if one were all
+
+
+@pytest.mark.parametrize(
+    ("seeds", "reach", "verdict"),
+    [
+        ([-9.0, -10.0, -11.0], 1, "better"),
+        ([9.0, 10.0, 11.0], 1, "worse"),
+        ([-1.0, -10.0, -19.0], 1, "better in these seeds"),
+        ([-10.0], 1, "better in this seed"),
+        ([-9.0, -10.0, -11.0], 11, "undecided"),
+    ],
+)
+def test_a_verdict_says_whether_it_is_of_these_seeds_alone(seeds, reach, verdict):
+    mean = float(np.mean(seeds))
+    assert Difference(mean, mean - reach, mean + reach, seeds).verdict == verdict
+
+
+def test_a_base_that_ends_worse_than_untrained_is_reached_by_whoever_trains():
+    untrained = {"seconds": 0.0, "steps": 0, "flops": 0.0, "distance": 100.0}
+    base, arm = [untrained, *curve(110, 110, 110, 110)], [untrained, *curve(90, 80, 70, 60)]
+    assert reached(arm, base).ratios["seconds"] == pytest.approx(20 / 10)
+    assert sooner([arm], [base]) == pytest.approx({20.0: 20 / 10, 40.0: 40 / 10})
 
 
 def test_the_interval_over_seeds_knows_that_they_share_their_real_clips():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny import CASES, find_case
 
 from tpdiff.data import collate
+from tpdiff.evaluation.budget import warm_up
 from tpdiff.models.kept import KeptConditions
 from tpdiff.sampling.apply import apply_pyramid
 from tpdiff.sampling.pipeline import PyramidPipeline
@@ -316,6 +317,15 @@ def test_what_is_wrong_elsewhere_is_said_before_the_pipeline_is_fetched(tuning, 
             Trainer(tuning(find_case("wan"), override), tmp_path / out)
     with pytest.raises(AssertionError, match="fetched"):
         Trainer(tuning(find_case("wan")), tmp_path / "run")
+
+
+def test_following_the_original_costs_a_forward_pass_more(tuning, tmp_path):
+    plain, following = (
+        warm_up(Trainer(tuning(find_case("wan"), *more), tmp_path / "run", dry=True))
+        for more in ((), ("train.distillation=1",))
+    )
+    ratios = [b / a for a, b in zip(plain, following, strict=True)]
+    assert ratios == pytest.approx([4 / 3] * 3, rel=0.05)
 
 
 def test_a_run_finds_its_pipeline_from_anywhere(tuning, saved, tmp_path, monkeypatch):

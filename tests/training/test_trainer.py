@@ -124,7 +124,9 @@ def test_the_budget_is_spent_by_the_trainers_clock(tiny, tmp_path):
 
 
 def test_arms_may_be_timed_by_the_processor(tiny, tmp_path):
+    torch.set_num_threads(2)
     arms = Arms({"a": tiny("train.steps=null", "train.seconds=0.2")}, tmp_path, clock="cpu")
+    assert torch.get_num_threads() == 1  # the processor's clock adds up all threads
     trainer = arms.trainers["a"]
     step = trainer.train_step
     trainer.train_step = lambda batches: time.sleep(0.3) or step(batches)  # by the wall's clock, one step is too long

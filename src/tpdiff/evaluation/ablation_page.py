@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tpdiff.evaluation.ablation import Ablation
-from tpdiff.evaluation.markdown import head, joined, number, table
+from tpdiff.evaluation.markdown import DIFFERENCE_HEADS, difference_cells, floor_line, head, joined, number, table
 from tpdiff.evaluation.plots import COLORS, distance_plots
 from tpdiff.evaluation.study import read_result
 from tpdiff.evaluation.study_figures import difference
@@ -76,7 +76,7 @@ def _lines(study: Ablation, found: Results, command: str) -> list[str]:
         "",
         *_distances(study, found),
         "",
-        f"Real against real at that number of clips: {number(_at(first, last)['floor'])}.",
+        floor_line(_at(first, last), first["protocol"]),
         "",
         "## The best by budget",
         "",
@@ -145,11 +145,8 @@ def _differences(study: Ablation, found: Results) -> list[str]:
         base = study.base(name)
         if base is None or not pairs:
             continue
-        one = difference(pairs)
-        verdict = "undecided" if not one.excludes_zero else "better" if one.mean < 0 else "worse"
-        interval = f"{number(one.mean)} [{number(one.low)}, {number(one.high)}]"
-        rows.append([name, base, interval, joined(one.seeds), verdict])
-    return table(["variant", "against", "difference of distance, paired 95 % interval", "by seed", "it is"], rows)
+        rows.append([name, base, *difference_cells(difference(pairs))])
+    return table(["variant", "against", *DIFFERENCE_HEADS], rows)
 
 
 def _shown(study: Ablation, found: Results) -> list[str]:

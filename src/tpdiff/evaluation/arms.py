@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from tpdiff.training.config import Config
 from tpdiff.training.progress import Status
 from tpdiff.training.setup import open_dataset
@@ -22,7 +24,7 @@ class Arms:
     Args:
         configs: one configuration an arm; their data sections are equal.
         out: each arm's run lies in out/<name>, and is continued where it was left.
-        clock: a name of `CLOCKS`.
+        clock: a name of `CLOCKS`; by the processor's, which adds up all threads, one thread computes from now on.
 
     Raises:
         ValueError: whatever `Trainer` refuses, or the processor's clock where a GPU does the work.
@@ -39,6 +41,8 @@ class Arms:
             if clock == "cpu" and trainer.device.type != "cpu":
                 raise ValueError(f"clock cpu does not see what {trainer.device.type} does; nearest: wall")
             trainer.clock = CLOCKS[clock]
+        if clock == "cpu":
+            torch.set_num_threads(1)
         self.stop_requested = False
 
     def run(

@@ -59,7 +59,7 @@ def _stage_pass(trainer: Trainer, stage: int, size: int) -> Callable[[], None]:
     batch = collate([trainer.dataset[i] for i in range(size)])
     latents = trainer.latents.of_batch(batch)
     told = Told(batch["caption"], batch.get("video"), latents, sample_generators(trainer.config.seed, batch["index"]))
-    denoise = trainer.trainee.denoiser(trainer.wrapped, told)
+    denoise, original = trainer.trainee.denoiser(trainer.wrapped, told), trainer.trainee.original(told)
 
     def step() -> None:
         with trainer.accelerator.autocast():
@@ -73,6 +73,7 @@ def _stage_pass(trainer: Trainer, stage: int, size: int) -> Callable[[], None]:
                 batch["caption"],
                 trainer.config.train,
                 torch.Generator().manual_seed(stage),
+                original,
             )
         part.loss.backward()
 

@@ -17,7 +17,7 @@ from tpdiff.data import ClipDataset, record_doom, write_video
 from tpdiff.data.doom import require_vizdoom
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
-from tpdiff.evaluation.latency import count_flops, measure
+from tpdiff.evaluation.latency import count_flops, measure, wait
 from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, ShippedClips, StageView
 from tpdiff.evaluation.samples import frames_to_uint8, sampler
 from tpdiff.files import write_whole
@@ -157,9 +157,11 @@ def time_sampling(
     sampled: dict[str, list[float]] = {name: [] for name in pipelines}
 
     def sample(name: str) -> Tensor:
+        wait()
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(0)
         made = pipelines[name](prompts, steps=STEPS, guidance_scale=GUIDANCE, generator=generator, output_type="latent")
+        wait()
         sampled[name].append(time.perf_counter() - started)
         return torch.as_tensor(made.frames)
 

@@ -29,11 +29,24 @@ def refuse_others(path: Path, result: Mapping[str, Any], asked: Mapping[str, Any
     Raises:
         ValueError: naming up to three that differ.
     """
-    apart = list(_apart(result.get("made", {}).get("asked", {}), asked))
+    apart = list(_apart(_kept(result), asked))
     if apart:
         named = ", ".join(f"{name}={kept!r} (now {now!r})" for name, kept, now in apart[:MOST_NAMED])
         more = f" and {len(apart) - MOST_NAMED} more" if len(apart) > MOST_NAMED else ""
         raise ValueError(f"{path} was made with {named}{more}; remove it, or keep results elsewhere with --results")
+
+
+def _kept(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a result was made with; of one from before that was written down, its study and its arms' configurations."""
+    made = result.get("made", {})
+    if "asked" in made:
+        return made["asked"]
+    study = {name: value for name, value in made.get("study", {}).items() if name != "arms"}
+    rows = {name: row["config"] for name, row in result.get("arms", {}).items() if "config" in row}
+    arms = {name: settings_of(Config.model_validate(config)) for name, config in rows.items()}
+    for settings in arms.values():
+        del settings["validation"], settings["pyramid"]["causal_time"]  # whose defaults were written otherwise then
+    return {**study, "arms": arms}
 
 
 def _apart(kept: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -23,16 +23,25 @@ def _cpu_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int
     return 2 * prod(query[:3]) * key[2] * (query[3] + value[3])
 
 
-def _cpu_attention_backward(
+def _attention_backward(
     grad: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
 ) -> int:
-    """Two products for each of the forward's; the kernel's recomputation of q kᵀ is not counted."""
+    """Two products for each of the forward's on every device; kernels' recomputation of q kᵀ is not counted, though
+    PyTorch's counter does for those of CUDA."""
     return 2 * _cpu_attention(query, key, value)
 
 
 ATTENTION_FORMULAS: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
+    **dict.fromkeys(
+        (
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward,
+            torch.ops.aten._scaled_dot_product_flash_attention_backward,
+            torch.ops.aten._scaled_dot_product_efficient_attention_backward,
+            torch.ops.aten._scaled_dot_product_cudnn_attention_backward,
+        ),
+        _attention_backward,
+    ),
 }
 
 

@@ -264,7 +264,7 @@ def _sizes(
         return True
 
     frames, height, width = (
-        _nearest(own, partial(legal, axis)) if value is None else value
+        _nearest(AXIS_NAMES[axis], own, partial(legal, axis), len(pyramid)) if value is None else value
         for axis, (own, value) in enumerate(zip(model.size, wanted, strict=True))
     )
     sizes = stage_sizes(pipe, family, pyramid, (frames, height, width))
@@ -274,14 +274,19 @@ def _sizes(
     return sizes, notes
 
 
-def _nearest(value: int, legal: Callable[[int], bool]) -> int:
-    """The legal value nearest to one, the smaller of two."""
-    away = 0
-    while True:
+def _nearest(name: str, value: int, legal: Callable[[int], bool], stages: int) -> int:
+    """The legal size nearest to the model's own, the smaller of two.
+
+    Raises:
+        ValueError: none is from half to twice as large.
+    """
+    for away in range(value + 1):
         for near in (value - away, value + away):
-            if near > 0 and legal(near):
+            if 2 * near >= value and legal(near):
                 return near
-        away += 1
+    raise ValueError(
+        f"no {name} from half to twice the model's own {value} suits {stages} stages; give it, or fewer stages"
+    )
 
 
 def _stage_dict(stage: StageCost) -> dict[str, Any]:

@@ -18,9 +18,15 @@ from tpdiff.files import write_whole
 if TYPE_CHECKING:
     from tpdiff.evaluation.bench import Bench
 
+DASHES = ("-", "--", ":")
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#e11d48")  # readable on white and on near-black
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
 _MOST_POINTS = 600
+
+
+def style(number: int) -> tuple[str, str]:
+    """(colour, dash) of a line by its number; after 15 they come again."""
+    return COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tpdiff.evaluation.plots import COLORS, Curve, curves_svg, smooth
+from tpdiff.evaluation.plots import COLORS, DASHES, Curve, curves_svg, smooth, style
 from tpdiff.evaluation.run_record import RunRecord
 from tpdiff.training.config import Config
 
-DASHES = ("-", "--", ":")
 MOST_RUNS = len(COLORS) * len(DASHES)
 AXES = ("steps", "seconds", "operations")
 _MOST_POINTS = 240
@@ -208,11 +207,6 @@ class Curves:
         faint = None if line.raw is None else thinned(line.raw, np.median)
         dots = line.raw is None or len(bins) == 1
         return [*curves, Curve(x[known], thinned(line.values), color, faint, dash, dots)]
-
-
-def style(number: int) -> tuple[str, str]:
-    """(colour, dash) of a run by its number on the page."""
-    return COLORS[number % len(COLORS)], DASHES[number // len(COLORS)]
 
 
 def validation_objective(config: Config) -> dict[str, Any]:

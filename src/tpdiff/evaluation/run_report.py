@@ -12,7 +12,8 @@ import numpy as np
 from markupsafe import Markup
 
 from tpdiff.evaluation.page import check_video, config_rows, environment
-from tpdiff.evaluation.run_curves import MOST_RUNS, Costed, Curves, Row, style
+from tpdiff.evaluation.plots import style
+from tpdiff.evaluation.run_curves import MOST_RUNS, Costed, Curves, Row
 from tpdiff.evaluation.run_operations import operations
 from tpdiff.evaluation.run_record import RunRecord, captions, read_runs
 from tpdiff.files import write_whole

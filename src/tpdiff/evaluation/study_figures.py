@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 IN_A_ROW = 3
 AXES = ("seconds", "steps", "flops")
@@ -44,7 +45,7 @@ def reached(evaluations: Evaluations, base: Evaluations) -> Reached | None:
     The base counts as there from the first of the three evaluations that define its plateau, which favours it.
     """
     level = plateau(base)
-    for i in range(len(evaluations) - IN_A_ROW + 1):
+    for i in range(evaluations[0]["seconds"] == 0, len(evaluations) - IN_A_ROW + 1):  # untrained, none is there
         if all(e["distance"] <= level for e in evaluations[i : i + IN_A_ROW]):
             first, of_base = evaluations[i], base[-IN_A_ROW]
             ratios = {axis: of_base[axis] / first[axis] for axis in AXES}
@@ -65,10 +66,17 @@ def sooner(curves: Sequence[Evaluations], bases: Sequence[Evaluations]) -> dict[
     moments, levels = _mean_curve(bases)
     ratios: dict[float, float | None] = {}
     for moment, level in list(zip(moments, levels, strict=True))[2::2]:
-        below = np.flatnonzero(distances <= level)
-        pair = slice(below[0] - 1, below[0] + 1) if len(below) else None
-        ratios[float(moment)] = float(moment / np.interp(-level, -distances[pair], seconds[pair])) if pair else None
+        below = np.flatnonzero(distances[1:] <= level) + 1  # the untrained network stands nowhere
+        ratios[float(moment)] = float(moment / _crossing(seconds, distances, level, below[0])) if len(below) else None
     return ratios
+
+
+def _crossing(seconds: np.ndarray, distances: np.ndarray, level: float, first: int) -> float:
+    """When a curve came down to a level, by a straight line to the `first` evaluation at or below it."""
+    if distances[first - 1] <= level:
+        return float(seconds[first])
+    pair = slice(first - 1, first + 1)
+    return float(np.interp(-level, -distances[pair], seconds[pair]))
 
 
 def _mean_curve(curves: Sequence[Evaluations]) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +90,7 @@ class Difference:
 
     Attributes:
         mean: over seeds.
-        low, high: 95 % interval over resampled clips, the seeds as they are.
+        low, high: 95 % interval over resampled clips: what is sure of these seeds.
         seeds: of each seed.
     """
 
@@ -92,9 +100,26 @@ class Difference:
     seeds: list[float]
 
     @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
-        return self.low > 0 or self.high < 0
+    def over_seeds(self) -> tuple[float, float]:
+        """95 % interval of what other seeds would give, by Student's t; from one seed nothing is known of others."""
+        reach = seed_scatter(self.seeds, 0.975)
+        return self.mean - reach, self.mean + reach
+
+    @property
+    def verdict(self) -> str:
+        """ "better", "worse" or "undecided" of these seeds; with "in these seeds" where of others it is not sure."""
+        if not (self.low > 0 or self.high < 0):
+            return "undecided"
+        low, high = self.over_seeds
+        word = "better" if self.mean < 0 else "worse"
+        return word if low > 0 or high < 0 else f"{word} in {'these seeds' if len(self.seeds) > 1 else 'this seed'}"
+
+
+def seed_scatter(values: Sequence[float], quantile: float) -> float:
+    """How far the mean over seeds may lie from that over all, by Student's t at a quantile; infinite for one seed."""
+    if len(values) < 2:
+        return float("inf")
+    return float(stats.t.ppf(quantile, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def difference(paired: Sequence[Mapping[str, Any]]) -> Difference:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tpdiff.evaluation.markdown import head, joined, number, table
-from tpdiff.evaluation.plots import COLORS, distance_plots
+from tpdiff.evaluation.markdown import DIFFERENCE_HEADS, difference_cells, floor_line, head, joined, number, table
+from tpdiff.evaluation.plots import distance_plots, style
 from tpdiff.evaluation.study import Study, read_result
 from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached, sooner
 
@@ -41,13 +41,14 @@ def draw(study: Study, seeds: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Distance against each kind of cost: a thin line a seed, a thick one for their mean."""
     with distance_plots(path, len(AXES)) as plots:
         for plot, axis in zip(plots, AXES, strict=True):
-            for color, arm in zip(COLORS, study.arms, strict=False):
+            for place, arm in enumerate(study.arms):
+                color, dash = style(place)
                 runs = [s["arms"][arm]["evaluations"][1:] for s in seeds]
                 x = np.array([[e[axis] for e in run] for run in runs], dtype=float)
                 y = np.array([[e["distance"] for e in run] for run in runs])
                 for costs, distances in zip(x, y, strict=True):
-                    plot.plot(costs, distances, color=color, alpha=0.35, linewidth=0.8)
-                plot.plot(x.mean(0), y.mean(0), color=color, linewidth=2, label=arm)
+                    plot.plot(costs, distances, color=color, linestyle=dash, alpha=0.35, linewidth=0.8)
+                plot.plot(x.mean(0), y.mean(0), color=color, linestyle=dash, linewidth=2, label=arm)
             plot.set_xlabel(AXIS_NAMES[axis])
         plots[0].set_title(f"{study.clips} samples", loc="left", fontsize=9)
 
@@ -110,12 +111,12 @@ def _final_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
                 joined(e["flops"] / 1e15 for e in last),
             ]
         )
-    floor = seeds[0]["arms"][next(iter(study.arms))]["final"]["floor"]
+    final = seeds[0]["arms"][next(iter(study.arms))]["final"]
     heads = ["arm", "lr", f"distance, {study.final_clips} samples, by seed", "kernel distance", "plateau by seed"]
     return [
         *table([*heads, "steps", "PFLOP"], rows),
         "",
-        f"Real against real at that number of clips: {number(floor)}.",
+        floor_line(final, seeds[0]["protocol"]),
     ]
 
 
@@ -123,12 +124,10 @@ def _difference_table(study: Study, seeds: Sequence[Mapping[str, Any]], base: st
     rows = []
     for arm in list(study.arms)[1:]:
         found = difference([s["paired"][arm] for s in seeds])
-        verdict = "yes" if found.excludes_zero else "no"
         sooner = [reached(s["arms"][arm]["evaluations"], s["arms"][base]["evaluations"]) for s in seeds]
         cells = [joined(r.ratios[axis] if r else None for r in sooner) for axis in AXES]
-        interval = f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
-        rows.append([arm, interval, joined(found.seeds), verdict, *cells])
-    heads = ["arm", "difference of distance, paired 95 % interval", "by seed", "excludes 0"]
+        rows.append([arm, *difference_cells(found), *cells])
+    heads = ["arm", *DIFFERENCE_HEADS]
     return table([*heads, "sooner in seconds, by seed", "in steps", "in operations"], rows)
 
 
