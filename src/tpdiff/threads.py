@@ -1,4 +1,4 @@
-"""How PyTorch's threads wait for one another. Nothing of PyTorch is imported here: it reads this when it is loaded."""
+"""Cores, and how PyTorch's threads wait for one another. PyTorch is not imported here: it reads this when it is loaded."""
 
 import os
 
@@ -10,3 +10,8 @@ def wait_passively() -> None:
     two cores beside one other process was measured 8 to 20 times slower so.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def usable_cores() -> int:
+    """How many cores this process may use, which may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

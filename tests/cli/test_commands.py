@@ -308,6 +308,11 @@ def test_sampling_refuses_in_a_line_and_leaves_nothing(model, tmp_path, monkeypa
     assert tree(tmp_path) == {}
 
 
+def test_a_negative_prompt_wants_guidance(model, tmp_path):
+    said = refused_in_a_line("sample", model, "--prompt", LOW, "--negative-prompt", HIGH, "--out", tmp_path / "a.mp4")
+    assert "without guidance nothing leads away from a negative prompt; raise --guidance-scale" in said
+
+
 def test_sampling_refuses_before_the_model_is_read(tmp_path):
     (tmp_path / "file").write_text("")
     for options, message in (("--steps abc", "steps 'abc'"), ("--out file/a.mp4", "cannot be written")):

@@ -90,6 +90,11 @@ def test_a_wrong_value_is_named_with_its_key(override, value):
     assert value in str(caught.value)
 
 
+def test_patches_of_several_frames_do_not_fill_a_causal_time_axis():
+    with pytest.raises(ConfigError, match=r"keeps 1 \+ n frames, which patches of 2 do not fill; nearest: model"):
+        build_config(LEAST, ["model.patch_size=[2,8,8]", "pyramid.causal_time=true"])
+
+
 @pytest.mark.parametrize(
     ("override", "place"),
     [

@@ -73,6 +73,7 @@ def cache(
         print(f"{made.encoded} encoded now, in {made.seconds:.1f} s; {len(made.bad)} of {made.files} files skipped")
     if not made.complete:
         options = [*(["--buckets", buckets] if buckets else []), *(["--prune"] if prune else [])]
+        options += [] if workers is None else ["--workers", str(workers)]
         again = ["tpdiff", "cache", *(recipe or ()), *options, "--out", str(out)]
         print(f"stopped; continue with: {shlex.join(again)}", file=sys.stderr)
         raise SystemExit(130)

@@ -66,6 +66,9 @@ def sample(
     if pictures and not isinstance(pipeline, TunedPipeline):
         raise ValueError("this model starts from no picture; leave out --image")
     pipeline.conditioner.check([*texts, negative_prompt])
+    usual = None if isinstance(pipeline, TunedPipeline) else 1.0
+    if negative_prompt is not None and (usual if guidance_scale is None else guidance_scale) == 1:
+        raise ValueError("without guidance nothing leads away from a negative prompt; raise --guidance-scale above 1")
     made = []
     each = 1 if pictures else batch
     for first in range(0, len(texts), each):

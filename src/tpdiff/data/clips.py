@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from tpdiff.threads import usable_cores
 
 from .errors import DataError, VideoError
 from .folder import BadFile, Entry, FolderScan, check_share, require_captions, scan
@@ -282,7 +283,7 @@ def _decode_all(videos: tuple[Video, ...], geometry: Geometry) -> Iterator[tuple
 
 def _in_threads(work: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
     """Results in order. A few are worked out ahead, never all of them, so that memory stays bounded."""
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, usable_cores())
     with ThreadPoolExecutor(workers) as pool:
         pending = [pool.submit(work, item) for item in items[: 2 * workers]]
         for number in range(len(items)):

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from tpdiff.threads import usable_cores
+
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -25,7 +27,7 @@ def describe() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": cpu_model(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -112,12 +114,6 @@ def _cpu_bf16() -> str:
     known = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512", "bf16": "Arm"}
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     return ", ".join(name for flag, name in known.items() if flag in flags) or "none"
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_gib() -> float | None:

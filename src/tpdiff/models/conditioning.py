@@ -176,7 +176,8 @@ class StoredText:
         if stored.keys() >= set(texts):
             return _stacked([stored[text] for text in texts], device)
         if self._rest is None:
-            self._rest = TextCondition(*load_text_encoder(self.source), self.max_length)
+            encoder, tokenizer = load_text_encoder(self.source)
+            self._rest = TextCondition(encoder.to(device), tokenizer, self.max_length)
         return self._rest.encode(prompts, device, stored)
 
 

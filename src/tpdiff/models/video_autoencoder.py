@@ -150,9 +150,12 @@ class VideoAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Args:
             clips: videos (3, T, H, W) in [-1, 1].
         """
-        rows = torch.cat([self.patches(clip[None]).transpose(0, 1).flatten(1).T.double().cpu() for clip in clips])
-        mean = rows.mean(0)
-        values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+        count, total, products = 0, torch.zeros(()), torch.zeros(())  # of rows; clip by clip, whatever their number
+        for clip in clips:
+            rows = self.patches(clip[None]).transpose(0, 1).flatten(1).T.double().cpu()
+            count, total, products = count + len(rows), total + rows.sum(0), products + rows.T @ rows
+        mean = total / count
+        values, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
         width, latents = self.patch_out.weight.shape[1], self.from_latents.weight.shape[1]
         kept = min(width, len(values))
         scale = values.flip(0)[:kept].clamp_min(1e-6).sqrt()

@@ -17,6 +17,7 @@ import torch
 from tpdiff.data.buckets import Buckets
 from tpdiff.data.shard_files import EMPTY_PROMPT
 from tpdiff.files import write_whole
+from tpdiff.threads import usable_cores
 from tpdiff.training.batches import free_worker, terminations_wait
 from tpdiff.training.config import Config
 from tpdiff.training.pipeline_encoder import open_encoder
@@ -49,6 +50,7 @@ def make_shards(
 
     Raises:
         ValueError, OSError: what a worker could not do (a full disk, say).
+        torch.OutOfMemoryError: the encoders and a clip do not fit into a GPU, of which fewer workers may share one.
         ChildProcessError: a worker died.
     """
     context = multiprocessing.get_context("forkserver")
@@ -93,10 +95,11 @@ def make_shards(
 
 
 def usual_workers(config: Config) -> int:
-    """How many processes encode where nobody says: one a core; one a GPU, or one, for a pretrained pipeline, of which
-    each process holds the encoders.
+    """How many processes encode where nobody says: one a GPU, since each holds the encoders; where there is none, one,
+    or for small encoders of our own recipes one for each core that this process may use.
     """
-    return (os.cpu_count() or 1) if config.pretrained is None else max(1, torch.cuda.device_count())
+    devices = torch.cuda.device_count()
+    return devices or (usable_cores() if config.pretrained is None else 1)
 
 
 @contextmanager
@@ -139,7 +142,7 @@ def _work(config: Config, buckets: Buckets, out: Path, number: int, empty_prompt
                 pipe.send((name, 0, 0))
     except (EOFError, ConnectionError):
         pass  # nobody listens any more
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         pipe.send(error)
 
 

@@ -268,6 +268,11 @@ class Config(Section):
             )
         if self.pretrained is None:
             check_prediction(self.train, self.diffusion.prediction)
+            if self.model.patch_size[0] > 1 and self.pyramid.causal_time:
+                raise ValueError(
+                    f"pyramid.causal_time=true keeps 1 + n frames, which patches of {self.model.patch_size[0]} do not "
+                    "fill; nearest: model.patch_size[0]=1, or pyramid.causal_time=false"
+                )
         encoded = self.model.autoencoder is not None or self.pretrained is not None
         if self.data.latents != "none" and not encoded:
             raise ValueError(

@@ -15,7 +15,7 @@ from tpdiff.files import write_whole
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.batches import open_batches
-from tpdiff.training.cache_settings import open_source
+from tpdiff.training.cache_settings import look_at_source, open_source
 from tpdiff.training.compiled import compile_stages
 from tpdiff.training.config import Config
 from tpdiff.training.distribution import agree, all_or_none, open_accelerator, share_of
@@ -76,9 +76,10 @@ class Trainer:
         self.accelerator = open_accelerator(train.precision, config.log.trackers, self.out, idle)
         if train.token_budget is None:
             share_of(train.batch_size, self.accelerator.num_processes, train.accumulation)
-        own = OwnNetwork(config) if config.pretrained is None else None  # which has sizes, but no weights yet
+        if dataset is None and config.pretrained is not None:
+            look_at_source(config.data)
+        self.trainee: Trainee = OwnNetwork(config) if config.pretrained is None else Pretrained(config)
         self.dataset = open_source(config) if dataset is None else dataset
-        self.trainee: Trainee = own or Pretrained(config)
         self.pyramid = self.trainee.convention.pyramid
         set_seed(config.seed)
         self.device = self.accelerator.device
