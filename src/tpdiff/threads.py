@@ -1,4 +1,4 @@
-"""Cores, and how PyTorch's threads wait for one another. PyTorch is not imported here: it reads this when it is loaded."""
+"""Cores, and how PyTorch's threads wait for one another. PyTorch reads it when loaded, so nothing of it is imported."""
 
 import os
 
