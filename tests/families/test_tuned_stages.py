@@ -13,6 +13,7 @@ from tpdiff import PyramidScheduler, apply_pyramid
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
 from tpdiff.sampling.trained import TOLD, Tuned
 from tpdiff.sampling.tuned import TunedPipeline
+from tpdiff.schedulers import schedule_of
 
 WAN = find_case("wan")
 FACTORS = [(1, 1, 1), (2, 1, 1)]
@@ -99,6 +100,27 @@ def test_the_folder_of_a_network_says_its_stages(tmp_path):
     assert not isinstance(apply_pyramid(pipe, tmp_path).scheduler, PyramidScheduler)
     with pytest.raises(ValueError, match=r"no tpdiff\.json in .*nothing: expected a folder that `tpdiff export` wrote"):
         apply_pyramid(pipe, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "usual", "asked"),
+    [
+        ("ltx", {"fps": 30.0}, {"frame_rate": 30.0}, {"frame_rate": 25}),
+        ("hunyuan", {"options": {"guidance_scale": 1.0}}, {"guidance_scale": 1.0}, {"guidance_scale": 6.0}),
+    ],
+)
+@pytest.mark.parametrize("factors", [FACTORS, FACTORS[:1]], ids=["stages", "one"])
+def test_a_call_says_what_training_said_unless_it_says_otherwise(name, changes, usual, asked, factors):
+    case = find_case(name)
+    stages = Pyramid(schedule_of(case.pipe().scheduler), factors, causal_time=True)
+    what = replace(told(case, stages), **changes)
+    plain, folder = (apply_pyramid(case.pipe(), one, [2] * len(factors)) for one in (stages, what))
+
+    said = case.run(plain, **usual)
+    assert torch.equal(case.run(folder), said)
+    assert torch.equal(case.run(apply_pyramid(folder)), said)
+    assert not torch.allclose(case.run(folder, **asked), said, atol=1e-6)
+    assert torch.equal(case.run(folder, **asked), case.run(plain, **asked))
 
 
 def decodes_from_noise():

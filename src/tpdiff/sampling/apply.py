@@ -49,8 +49,9 @@ def apply_pyramid(
         pyramid: the stages; or their (T, H, W) factors, finest first, with all else by default (the pipeline's noise
             schedule, uniform ends, Haar, a causal time axis where the autoencoder has one); or the folder of a network
             that was trained through stages, as `tpdiff export` wrote it: those of its tpdiff.json, sampled as it was
-            trained (`Tuned`, what such a file holds, does as well); or None: those of the pipeline's own
-            `PyramidScheduler`, as `from_pretrained` restores it, or those that were applied before.
+            trained, with its options and its clips' frame rate where a call says no others (`Tuned`, what such a file
+            holds, does as well); or None: those of the pipeline's own `PyramidScheduler`, as `from_pretrained` restores
+            it, or those that were applied before.
         steps: a total, or one count a stage, coarsest first; wins over the call's `num_inference_steps`. None: that.
 
     Returns:
@@ -64,7 +65,7 @@ def apply_pyramid(
     thing: Any = pipe
     family = find_family(thing)
     call = thing._pyramid_call if isinstance(thing, _Pyramidal) else None
-    base, told = thing.scheduler, {} if call is None else call.told
+    base, (told, usual) = thing.scheduler, ({}, {}) if call is None else (call.told, call.usual)
     if isinstance(base, PyramidScheduler):
         told = {name: base.config[name] for name in OF_THE_NETWORK}
         if pyramid is None:
@@ -77,7 +78,7 @@ def apply_pyramid(
     if isinstance(pyramid, str | Path):
         pyramid = read_tuned(pyramid)
     if isinstance(pyramid, Tuned):
-        told = {name: getattr(pyramid, name) for name in OF_THE_NETWORK}
+        told, usual = {name: getattr(pyramid, name) for name in OF_THE_NETWORK}, pyramid.usual
         pyramid = Pyramid.from_config(pyramid.pyramid)
     if not isinstance(pyramid, Pyramid):
         pyramid = Pyramid(schedule_of(base), pyramid, causal_time=family.causal_vae)
@@ -87,7 +88,7 @@ def apply_pyramid(
     scheduler = PyramidScheduler(base, pyramid, counts, applied=True, **told) if len(pyramid) > 1 else base
     remove_pyramid(thing)  # only now, so that what was refused leaves the pipeline as it was
     thing.scheduler = scheduler
-    thing._pyramid_call = _Call(family, pyramid, counts, base, scheduler, told)
+    thing._pyramid_call = _Call(family, pyramid, counts, base, scheduler, told, usual)
     thing.__class__ = type(kind.__name__, (_Pyramidal, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
     return pipe
 
@@ -123,9 +124,10 @@ class _Call:
         base: Any,
         scheduler: Any,
         told: dict[str, Any],
+        usual: dict[str, Any],
     ):
         self.family, self.pyramid, self.counts = family, pyramid, counts
-        self.base, self.scheduler, self.told = base, scheduler, told
+        self.base, self.scheduler, self.told, self.usual = base, scheduler, told, usual
         self.remembered: dict[Any, Any] | None = None
         self.latents: Tensor | None = None
         self.last = True
@@ -144,8 +146,10 @@ class _Pyramidal:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call, stock = self._pyramid_call, super().__call__  # type: ignore[misc]
         bound = inspect.signature(stock).bind(*args, **kwargs)
+        given = dict(bound.arguments)
         bound.apply_defaults()
         options = bound.arguments
+        options |= {name: value for name, value in call.usual.items() if name in options} | given
         options |= options.pop("kwargs", {})
         pyramid, family = call.pyramid, call.family
         if len(pyramid) == 1:

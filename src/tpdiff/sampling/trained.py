@@ -24,7 +24,7 @@ class Tuned:
         pyramid: `Pyramid.config()` of its stages.
         default_size: (num_frames, height, width) in pixels that it was trained at.
         fps: frames a second of its training clips.
-        options: arguments of every call.
+        options: arguments of every call that says no others.
         per_stage_target: the network's flow is per unit of a stage's own time (`train.target=per_stage`).
         timestep_policy: what the network is told of the time (`train.timestep_policy`).
     """
@@ -39,6 +39,11 @@ class Tuned:
     options: dict[str, Any] = field(default_factory=dict)
     per_stage_target: bool = False
     timestep_policy: str = "native"
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        """Arguments of every call that says no others; pipelines take `frame_rate` or have no use for it."""
+        return {"frame_rate": self.fps} | self.options
 
 
 def read_tuned(folder: str | Path) -> Tuned:

@@ -123,14 +123,11 @@ class TunedPipeline:
         counts = split_steps(steps, len(self.pyramid))
         size = zip(AXIS_NAMES, (num_frames, height, width), self.config.default_size, strict=True)
         told: dict[str, Any] = {name: usual if given is None else given for name, given, usual in size}
-        told |= self.config.options | options
-        takes = inspect.signature(stock_class(self.pipe).__call__).parameters
+        told |= options
         if guidance_scale is not None:
             told["guidance_scale"] = guidance_scale
         if negative_prompt is not None:
             told["negative_prompt"] = [negative_prompt] * len(prompts)
-        if "frame_rate" in takes:
-            told.setdefault("frame_rate", self.config.fps)
         self.check_options(told)
         frames, high, wide = (told[name] for name in AXIS_NAMES)
         self.check_size((frames, high, wide))
