@@ -1,6 +1,7 @@
 """What a network was trained through is what its pipeline samples, whatever the scheduler was and becomes."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -12,7 +13,7 @@ from tiny import find_case, picture
 from tpdiff import PyramidScheduler, apply_pyramid
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
 from tpdiff.sampling.trained import TOLD, Tuned
-from tpdiff.sampling.tuned import TunedPipeline
+from tpdiff.sampling.tuned import TunedPipeline, load_tuned
 from tpdiff.schedulers import schedule_of
 
 WAN = find_case("wan")
@@ -121,6 +122,26 @@ def test_a_call_says_what_training_said_unless_it_says_otherwise(name, changes, 
     assert torch.equal(case.run(apply_pyramid(folder)), said)
     assert not torch.allclose(case.run(folder, **asked), said, atol=1e-6)
     assert torch.equal(case.run(folder, **asked), case.run(plain, **asked))
+
+
+@pytest.mark.parametrize("name", ["wan-experts", "animatediff"])
+def test_of_a_pipeline_weights_that_are_not_used_are_not_read(name, saved, tmp_path):
+    """They may be missing; the other expert's and the encoders' may not."""
+    case = find_case(name)
+    base, pipe = tmp_path / "base", case.stageable()
+    shutil.copytree(saved(case), base)
+    for file in (base / case.networks[-1]).glob("*.safetensors"):
+        file.unlink()
+    stages = Pyramid(schedule_of(pipe.scheduler), FACTORS)
+    pipeline = tuned(pipe, replace(told(case, stages), base=str(base)))
+    for weight in pipeline.network.parameters():
+        weight.data += 0.01
+    pipeline.save_pretrained(tmp_path / "tuned")
+    loaded = load_tuned(tmp_path / "tuned")
+    for part, module in pipeline.pipe.components.items():
+        if isinstance(module, torch.nn.Module):
+            mine = getattr(loaded.pipe, part).state_dict()
+            assert all(torch.equal(mine[key], value) for key, value in module.state_dict().items())
 
 
 def decodes_from_noise():

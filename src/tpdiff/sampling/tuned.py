@@ -202,12 +202,14 @@ def load_tuned(folder: Path, dtype: torch.dtype = torch.float32) -> TunedPipelin
         ValueError: the pipeline that it was trained from is not there.
     """
     told = read_tuned(folder)
+    apart = told.kind is not None and told.base != HERE  # the network's own weights, in place of the base's
     try:
-        pipe = load_stock(str(folder) if told.base == HERE else told.base, dtype)
+        path = str(folder) if told.base == HERE else told.base
+        pipe = load_stock(path, dtype, hollow=(lambda name: name == told.component) if apart else None)
     except ValueError as error:
         raise ValueError(f"{folder} was trained from a pipeline that cannot be opened: {error}") from error
-    if told.kind is not None and told.base != HERE:
-        kind, place = getattr(diffusers, told.kind), str(folder / told.component)
+    if apart:
+        kind, place = getattr(diffusers, str(told.kind)), str(folder / told.component)
         pipe.register_modules(**{told.component: kind.from_pretrained(place, use_safetensors=True, dtype=dtype)})
     second = {} if told.component == loader_name(told.component) else {f"load_into_{told.component}": True}
     for name in told.adapters:
