@@ -1,9 +1,12 @@
-"""Captions that a pretrained pipeline cuts are told of, where an argument of its call decides how long they may be."""
+"""Captions that a pretrained pipeline cuts are told of, as well where no argument of its call decides of that."""
 
 import pytest
+import torch
 from tiny import find_case
 
+from tpdiff.sampling.asking import Asker
 from tpdiff.training.cache import make_cache
+from tpdiff.training.captions import warn_of_cut_by_pipeline
 from tpdiff.training.trainer import Trainer
 
 KEY = "pretrained.options.max_sequence_length"
@@ -34,6 +37,25 @@ def test_a_cache_says_what_it_cuts(kind, lines, tuning, tmp_path, recwarn):
     assert len(told(recwarn)) == lines
 
 
-def test_where_nothing_can_be_asked_for_nothing_is_said(tuning, tmp_path, recwarn):
-    Trainer(tuning(find_case("animatediff")), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        ("animatediff", "tokenizer.model_max_length=77"),
+        ("modelscope", "tokenizer.model_max_length=77"),
+        ("hunyuan15", "tokenizer_max_length=8"),
+    ],
+)
+def test_what_a_pipeline_cuts_by_itself_is_said_too(name, bound, recwarn):
+    """At its limit, where two captions that differ behind it are encoded alike."""
+    asker, limit = Asker(find_case(name).pipe()), int(bound.partition("=")[2])
+    tokens = len(asker.pipe.tokenizer("")["input_ids"])  # at the ends
+    full = " ".join(["a"] * (limit - tokens))
+    one, other, shorter, shorter_other = asker.encode([f"{full} a", f"{full} b", full, f"{full[:-1]}b"])
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert not all(torch.equal(shorter[key], shorter_other[key]) for key in one)
+    warn_of_cut_by_pipeline([full, None], asker)
     assert told(recwarn) == []
+    warn_of_cut_by_pipeline([full, f"{full} a", f"{full} a", None], asker)
+    (said,) = told(recwarn)
+    assert said.startswith("1 of 2 captions (50%)") and f"than {bound}, and the rest is cut" in said
+    assert said.endswith(f"the longest has {limit + 1}; this pipeline takes no more")

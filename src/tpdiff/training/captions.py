@@ -3,9 +3,10 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
-from tpdiff.models.text import most_tokens, token_counts
+from tpdiff.models.text import UNBOUNDED, most_tokens, token_counts
 from tpdiff.sampling.asking import Asker
 
 OWN, PIPELINE = "condition.max_length", "pretrained.options.max_sequence_length"
@@ -33,11 +34,19 @@ def warn_of_cut(captions: Iterable[str | None], text_encoder: Any, tokenizer: An
 
 
 def warn_of_cut_by_pipeline(captions: Iterable[str | None], asker: Asker) -> None:
-    """Warn where a pretrained pipeline cuts captions, if an argument of its call decides of that."""
-    limit, tokenizer = asker.text_options.get("max_sequence_length"), getattr(asker.pipe, "tokenizer", None)
-    if limit is not None and tokenizer is not None:
+    """Warn where a pretrained pipeline cuts captions: as an argument of its call says, or as it or its tokenizer is."""
+    pipe, tokenizer = asker.pipe, getattr(asker.pipe, "tokenizer", None)
+    if tokenizer is None:
+        return
+    told = asker.text_options.get("max_sequence_length")
+    if told is not None:
         hint = "nearest that holds all, if the network takes so many"
-        _warn(captions, tokenizer, PIPELINE, limit, lambda counts: f"{hint}: {PIPELINE}={max(counts)}")
+        _warn(captions, tokenizer, PIPELINE, told, lambda counts: f"{hint}: {PIPELINE}={max(counts)}")
+        return
+    key = "tokenizer_max_length" if hasattr(pipe, "tokenizer_max_length") else "tokenizer.model_max_length"
+    limit = attrgetter(key)(pipe)
+    if limit < UNBOUNDED:
+        _warn(captions, tokenizer, key, limit, lambda counts: "this pipeline takes no more")
 
 
 def _warn(
