@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerating import COUNTS, FACTORS, call, pyramid_of, pyramidal, wan
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
-from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
 from diffusers.modular_pipelines import WanBlocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22Blocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan_i2v import WanImage2VideoCoreDenoiseStep
@@ -119,6 +119,17 @@ def test_guiders_count_the_steps_of_all_stages(run):
     seen = sizes_seen(pipe)
     run(pipe)
     assert [seen.count(size) for size in dict.fromkeys(seen)] == [2 * 5, 2 + 3, 6]
+
+
+def test_a_guiders_average_over_steps_begins_anew_in_every_stage(run):
+    """Over one step it is that step."""
+    made = []
+    for momentum in (None, -0.5):
+        pipe = built(make_pyramidal(WanBlocks(), FACTORS, [1, 1, 1]))
+        guider = AdaptiveProjectedGuidance(5.0, adaptive_projected_guidance_momentum=momentum)
+        pipe.update_components(guider=guider)
+        made.append(run(pipe))
+    assert torch.equal(*made)
 
 
 def test_the_loop_alone_takes_latents_of_the_coarsest_size(run):

@@ -24,6 +24,7 @@ from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.acceleration import check_caches, staged_caches
 from tpdiff.sampling.arguments import check_arguments, clones, counting, each_stage, in_one_stage
+from tpdiff.sampling.guiding import staged_guider
 from tpdiff.sampling.parallel import check_parallel
 from tpdiff.sampling.trained import Tuned, read_tuned
 from tpdiff.schedulers import PyramidScheduler, schedule_of
@@ -171,7 +172,11 @@ class _Pyramidal:
         counted = counting(options)
         self.scheduler.generator = options.get("generator")
         result: Any = None
-        with _in_stages(self, sum(evaluations)), staged_caches(self, evaluations) as enter:
+        with (
+            _in_stages(self, sum(evaluations)),
+            staged_caches(self, evaluations) as enter,
+            staged_guider(self, evaluations) as guide,
+        ):
             done = 0
             call.latents = options.get("latents") if family.given_latents is not None else None
             for place, (count, scale) in enumerate(zip(counts, guidance, strict=True)):
@@ -189,6 +194,7 @@ class _Pyramidal:
                     own |= {"output_type": "latent", "return_dict": False}
                 self.scheduler.restrict(k, counts)
                 enter(place)
+                guide(place)
                 result = stock(**{**options, **{name: value for name, value in own.items() if name in options}})
                 done += evaluations[place]
                 call.stopped = self.interrupt  # a callback may have asked to stop at the stage's last step

@@ -22,6 +22,7 @@ from tpdiff.pyramid.geometry import AXIS_NAMES
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.acceleration import cached
+from tpdiff.sampling.guiding import forget_averages
 from tpdiff.sampling.parallel import check_parallel
 from tpdiff.schedulers import PyramidScheduler, schedule_of
 
@@ -152,6 +153,7 @@ class _Loop(_Staged):
                 for place, count in enumerate(counts):
                     if place > 0:
                         at.latents = scheduler.jump(at.latents)
+                        forget_averages(getattr(components, "guider", None))
                     scheduler.restrict(len(pyramid) - 1 - place, counts)
                     scheduler.set_timesteps(count, device=timesteps.device)
                     at.timesteps = scheduler.timesteps
