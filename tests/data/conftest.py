@@ -13,6 +13,8 @@ import torch
 from tpdiff.data import render_digits, write_video
 
 BITS = 8
+WEIGHTS = {601: (0.299, 0.114), 709: (0.2126, 0.0722)}  # of red and of blue
+SPACES = {601: 6, 709: 1}  # as H.264 numbers them
 
 
 def numbered(count, height=48, width=64):
@@ -29,9 +31,22 @@ def read_numbers(frames):
     return (bits << torch.arange(BITS - 1, -1, -1)).sum(dim=1).tolist()
 
 
-def encode(path, frames, times=None, fps=16, front=False, key_every=8, pix_fmt="yuv420p", pixel=None, turn=0):
+def ycbcr(frames, matrix, full):
+    """RGB (T, H, W, 3) -> uint8 (T, 3, H, W) by the formulas of BT.601 or BT.709, in full or in narrow range."""
+    (of_red, of_blue), (red, green, blue) = WEIGHTS[matrix], frames.double().unbind(-1)
+    y = of_red * red + (1 - of_red - of_blue) * green + of_blue * blue
+    planes = torch.stack([y, (blue - y) / (2 - 2 * of_blue), (red - y) / (2 - 2 * of_red)], dim=1)
+    scale, least = ([255, 255, 255], 0) if full else ([219, 224, 224], 16)
+    planes = planes / 255 * torch.tensor(scale)[:, None, None] + torch.tensor([least, 128, 128])[:, None, None]
+    return planes.round().clamp(0, 255).to(torch.uint8)
+
+
+def encode(
+    path, frames, times=None, fps=16, front=False, key_every=8, pix_fmt="yuv420p", pixel=None, turn=0, colours=None
+):
     """Encode without the code under test; times are presentation times in milliseconds, pixel is the width of a pixel
-    over its height, turn the angle in degrees, against the clock, by which players turn the picture.
+    over its height, turn the angle in degrees, against the clock, by which players turn the picture, colours (matrix,
+    full), which the file then says, at full resolution.
     """
     options = {"movflags": "+faststart"} if front else {}
     with av.open(str(path), "w", options=options) as container:
@@ -43,8 +58,13 @@ def encode(path, frames, times=None, fps=16, front=False, key_every=8, pix_fmt="
             stream.set_display_rotation(turn)
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
+        given = "rgb24"
+        if colours is not None:
+            matrix, full = colours
+            stream.codec_context.colorspace, stream.codec_context.color_range = SPACES[matrix], 2 if full else 1
+            frames, stream.pix_fmt, given = ycbcr(frames, matrix, full), "yuv444p", "yuv444p"
         for index, picture in enumerate(frames.numpy()):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture, format=given)
             frame.pts = index if times is None else times[index]
             frame.time_base = Fraction(1, fps) if times is None else Fraction(1, 1000)
             container.mux(stream.encode(frame))

@@ -139,19 +139,38 @@ def test_crop_keeps_proportions_and_stretch_does_not(tools, tmp_path):
     assert stretch.mean() == pytest.approx(100, abs=4) and stretch[:, :, :4].mean() < 8
 
 
-@pytest.mark.parametrize(("pixel", "turn"), [(None, 0), (2, 0), (Fraction(1, 2), 0), (None, 90), (2, 90)])
+@pytest.mark.parametrize("turn", [0, 90, -90, 180])
+@pytest.mark.parametrize("pixel", [None, 2, Fraction(1, 2)])
 def test_pictures_are_as_displayed(tools, tmp_path, pixel, turn):
-    """A white square of 32 x 32 amid black, in files that hold it squeezed, lying, or both."""
+    """A white square of 32 x 32 amid black, in files that hold it squeezed, lying, or both; a grey one in the
+    corner that was filmed at the top left says which way they turn.
+    """
     frames = torch.zeros(2, 64, int(96 / (pixel or 1)), 3, dtype=torch.uint8)
     frames[:, 16:48, frames.shape[2] // 3 : frames.shape[2] * 2 // 3] = 200
+    frames[:, :12, : frames.shape[2] // 8] = 100
     path = tools.encode(tmp_path / "squeezed.mp4", frames, pixel=pixel, turn=turn, pix_fmt="yuv444p")
-    height, width = shown = (64, 96) if turn == 0 else (96, 64)
+    height, width = shown = (64, 96) if turn % 180 == 0 else (96, 64)
     assert all((info.height, info.width) == shown for info in (probe(path), probe(path, decode=True)))
     whole, cut = read_clip(path, frames=2).float(), read_clip(path, frames=2, size=(48, 48)).float()
     assert whole.shape == (2, height, width, 3) and cut.shape == (2, 48, 48, 3)
-    assert whole.mean() == pytest.approx(200 / 6, abs=2) and cut.mean() == pytest.approx(200 / 4, abs=2)
+    top, left = {0: (True, True), 90: (False, True), -90: (True, False), 180: (False, False)}[turn]
+    corner = whole[:, :10, :] if top else whole[:, -10:, :]
+    corner = corner[:, :, :10] if left else corner[:, :, -10:]
+    assert corner.mean() == pytest.approx(100, abs=3)
+    mean = (200 * 32 * 32 + 100 * 12 * 12) / (64 * 96)
+    assert whole.mean() == pytest.approx(mean, abs=2) and cut.mean() == pytest.approx(200 / 4, abs=2)
     square = whole[:, height // 2 - 13 : height // 2 + 13, width // 2 - 13 : width // 2 + 13]
     assert square.mean() == pytest.approx(200, abs=3) and cut[:, 15:33, 15:33].mean() == pytest.approx(200, abs=3)
+
+
+@pytest.mark.parametrize("matrix", [601, 709])
+@pytest.mark.parametrize("full", [False, True])
+def test_colours_are_those_that_the_file_says(tools, tmp_path, matrix, full):
+    colours = torch.tensor([[200, 40, 30], [30, 180, 60], [40, 50, 210], [255, 255, 255]], dtype=torch.uint8)
+    frames = colours.repeat_interleave(16, dim=0).expand(2, 32, 64, 3)
+    path = tools.encode(tmp_path / "colours.mp4", frames, colours=(matrix, full))
+    shown = read_clip(path, frames=2)[:, 8:24, 8::16].float().mean(dim=(0, 1))
+    assert torch.allclose(shown, colours.float(), atol=4)
 
 
 @pytest.mark.parametrize(
