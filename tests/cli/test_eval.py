@@ -214,6 +214,18 @@ def test_captions_are_judged(captioned, cache, run):
     assert accuracy["size"]["guess"] >= 0.5 and 0 <= accuracy["size"]["made"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("videos", "columns", "why"),
+    [(1, ["size"], "size: all training clips have"), (4096, [], "captions determine no column")],
+)
+def test_without_anything_to_tell_apart_there_is_no_classifier(captioned, cache, monkeypatch, videos, columns, why):
+    monkeypatch.setattr("tpdiff.metrics.classifier.VIDEOS", videos)
+    monkeypatch.setattr("tpdiff.metrics.classifier.find_attributes", lambda entries: columns)
+    code, out, err = call("eval", captioned, captioned, "--cache-dir", cache, "--rounds", 20, "--json")
+    assert code == 0 and json.loads(out)["accuracy"] == {}, err
+    assert f"no classifier: nothing to tell apart in the training clips ({why}" in err
+
+
 def tiny_clip(folder):
     """CLIP of random weights, whose words are letters."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer

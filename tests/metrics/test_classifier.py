@@ -11,8 +11,10 @@ import torch
 
 from tpdiff.data import DataError, Entry, read_video, render_digits, scan, write_video
 from tpdiff.data.clips import Geometry
+from tpdiff.data.stream import epoch_order
+from tpdiff.metrics import classifier as classifier_module
 from tpdiff.metrics.attributes import caption_labels, find_attributes, labels_of
-from tpdiff.metrics.classifier import STRETCH, Classifier, _stretch
+from tpdiff.metrics.classifier import STRETCH, Classifier, NothingToTellApart, _stretch
 from tpdiff.metrics.clip_network import ClipNet, drift, fewer_pixels, network_input, thin, thinning
 from tpdiff.metrics.clips import choose_clips, find_sources, load_clips
 
@@ -204,6 +206,21 @@ def test_an_attribute_of_one_value_is_left_out_by_name(train):
         Classifier.fit(train[:20], GEOMETRY, ["fps"])
     with pytest.raises(DataError, match="no column 'digits'; did you mean 'digit'"):
         Classifier.fit(train[:20], GEOMETRY, ["digits"])
+
+
+def test_attributes_are_chosen_from_all_videos_and_learnt_from_those_that_are_held(train, monkeypatch):
+    few = sorted(train[:20], key=lambda source: source.digest)
+    first, *_, last = epoch_order(0, 0, len(few))
+    extras = [{"parity": f"{i % 2}", "kind": "strange" if i == last else f"{i % 2}"} for i in range(len(few))]
+    entries = [replace(s.entry, caption=e["parity"], extra=e) for s, e in zip(few, extras, strict=True)]
+    told = [replace(s, video=replace(s.video, entry=e)) for s, e in zip(few, entries, strict=True)]
+    monkeypatch.setattr(classifier_module, "VIDEOS", 19)
+    classifier = Classifier.fit(told, GEOMETRY, steps=1)
+    assert list(classifier.values) == ["parity"]
+    assert caption_labels(entries, classifier.values) == {"0": {"parity": "0"}, "1": {"parity": "1"}}
+    monkeypatch.setattr(classifier_module, "VIDEOS", 1)
+    with pytest.raises(NothingToTellApart, match=f"parity: all training clips have '{first % 2}'"):
+        Classifier.fit(told, GEOMETRY)
 
 
 def test_what_cannot_be_judged_is_refused(judge, held_out, train):

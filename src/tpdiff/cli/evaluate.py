@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,9 +69,8 @@ def evaluate(
     from tpdiff.evaluation.quality import evaluate as measure
     from tpdiff.files import check_writable, write_whole
     from tpdiff.metrics import Reference, open_features
-    from tpdiff.metrics.attributes import find_attributes
     from tpdiff.metrics.captions import CaptionSimilarity
-    from tpdiff.metrics.classifier import Classifier
+    from tpdiff.metrics.classifier import Classifier, NothingToTellApart
     from tpdiff.models.memory import keep_freed_memory
 
     if out is not None:
@@ -116,13 +116,13 @@ def evaluate(
         if model is not None:
             ours = model.clips(reference.clips, clips, seed)
         assert ours is not None  # the one or the other
-        judge = None
-        entries = [source.entry for source in reference.training]
-        captioned = all(fact.get("caption") for fact in ours.facts)
-        if classify and captioned and find_attributes(entries):
-            judge = Classifier.fit(
-                reference.training, geometry, seed=seed, cache_dir=place, progress=bar("training the classifier")
-            )
+        judge, lack = None, None
+        if classify and all(fact.get("caption") for fact in ours.facts):
+            told = bar("training the classifier")
+            try:
+                judge = Classifier.fit(reference.training, geometry, seed=seed, cache_dir=place, progress=told)
+            except NothingToTellApart as error:
+                lack = f"no classifier: {error}"
         quality = measure(
             reference,
             ours,
@@ -133,6 +133,8 @@ def evaluate(
             seed=seed,
             progress=bar("made clips"),
         )
+    if lack is not None:
+        print(lack, file=sys.stderr)
     figures = {"real": str(real), "made": str(made)} | quality.as_dict()
     text = json.dumps(figures, indent=2, ensure_ascii=False)
     if out is not None:

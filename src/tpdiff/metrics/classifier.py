@@ -36,6 +36,10 @@ RATE, DECAY, SMOOTHING = 3e-3, 0.05, 0.05
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 
+class NothingToTellApart(DataError):
+    """No attribute has two values or more in the training clips."""
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """How often a clip was recognized.
@@ -100,7 +104,8 @@ class Classifier:
         Args:
             sources: `metrics.clips.find_sources(folder, geometry, "train")`.
             geometry: of the clips that will be judged.
-            attributes: columns of the metadata; None: `find_attributes`. Those of a single value are left out.
+            attributes: columns of the metadata; None: `find_attributes` of all videos, those that are not held too.
+                Those of a single value are left out.
             seed: of weights, order and starts.
             steps: of training.
             cache_dir: where the weights are kept as <key>.safetensors; None: nowhere.
@@ -108,22 +113,23 @@ class Classifier:
 
         Raises:
             ValueError: steps below 1.
-            DataError: no videos, an attribute that an entry lacks, or nothing to tell apart.
+            DataError: no videos, or an attribute that an entry lacks; as `NothingToTellApart`, no attribute to learn.
         """
         if steps < 1:
             raise ValueError(f"steps {steps} is below 1; nearest: 1")
         if not sources:
             raise DataError("no training videos to learn from")
         sources = sorted(sources, key=lambda source: (source.digest, source.entry.path))
-        sources = [sources[number] for number in epoch_order(seed, 0, len(sources))[:VIDEOS]]
+        sources = [sources[number] for number in epoch_order(seed, 0, len(sources))]
         entries = [source.entry for source in sources]
         asked = find_attributes(entries) if attributes is None else tuple(dict.fromkeys(attributes))
-        labels = labels_of(entries, asked)
+        sources = sources[:VIDEOS]
+        labels = {name: column[:VIDEOS] for name, column in labels_of(entries, asked).items()}
         left_out = {name: _alone(labels[name]) for name in asked if len(set(labels[name])) == 1}
         labels = {name: labels[name] for name in asked if name not in left_out}
         if not labels:
             why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "captions determine no column"
-            raise DataError(f"nothing to tell apart in the training clips ({why})")
+            raise NothingToTellApart(f"nothing to tell apart in the training clips ({why})")
         values = {name: tuple(sorted(set(column))) for name, column in labels.items()}
         key = _key([source.digest for source in sources], labels, geometry, seed, steps)
         path = Path(cache_dir) / f"classifier-{key[:32]}.safetensors" if cache_dir else None
