@@ -2,17 +2,19 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from tpdiff.data import ClipDataset
+from tpdiff.data.clips import Geometry
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.ablation import load_ablation
 from tpdiff.evaluation.ablation_page import finished, write_page
 from tpdiff.evaluation.ablation_run import AblationDesk, run_variant, stages_of
-from tpdiff.evaluation.judge import open_judge
+from tpdiff.evaluation.judge import Judge, open_judge
 from tpdiff.evaluation.jumps import JUMPS
 from tpdiff.evaluation.samples import Sampling, sample_batch, sampler
 from tpdiff.evaluation.study import make_data, write_result
@@ -160,6 +162,22 @@ def test_the_page_names_the_best_for_every_budget(tmp_path):
         "| 4 | a | 6 | 40 | 40 / 40 |",
         "",
     ]
+
+
+def test_variants_are_compared_by_one_judge(tmp_path):
+    reference = SimpleNamespace(protocol={"features": {"version": 2}}, geometry=Geometry(4, 32, 32))
+    judge = Judge(reference, None)
+    desk = AblationDesk(ablation_of(tmp_path), tmp_path / "data", tmp_path / "work", tmp_path / "results", judge)
+    judged = {"3": {"judge": judge.key}, "6": {"judge": "another"}}
+    write_result(desk.file(0, "pyramid"), {"judged": judged, "done": True})
+    for steps in desk.study.steps:
+        (desk.rows(0, "pyramid", steps) / judge.key).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"samples at 6 steps are not in .*; remove .*pyramid\.json, and"):
+        run_variant(desk, 0, "vanilla")
+    assert not desk.file(0, "vanilla").exists()
+    write_result(desk.file(0, "vanilla"), {"judged": {}, "protocol": {"features": {"version": 1}}})
+    with pytest.raises(ValueError, match=r"vanilla\.json was judged with features\.version=1 \(now 2\); remove it"):
+        run_variant(desk, 0, "vanilla")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tpdiff.evaluation.budget import steps_within
 from tpdiff.evaluation.conversion import load_conversion
 from tpdiff.evaluation.conversion_page import improvement, loss_bound, seeds_bound, write_page
 from tpdiff.evaluation.conversion_run import FEWER, FREE, ORIGINAL, ConversionDesk, run_conversion
-from tpdiff.evaluation.judge import open_judge
+from tpdiff.evaluation.judge import Judge, open_judge
 from tpdiff.evaluation.study import make_data, read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted
 from tpdiff.models.video_autoencoder import VideoAutoencoder
@@ -156,6 +157,18 @@ def test_the_page_says_whether_the_claim_holds(tmp_path, converted, verdict):
     assert "20.0% | no |" in page  # it had not stopped improving
     assert f"| {FREE} | {converted - 900:.3g}" in page and "| better in this seed |" in page
     assert (tmp_path / "distance.png").stat().st_size > 10_000
+
+
+def test_what_is_half_done_is_not_continued_by_another_judge(tmp_path):
+    judge = Judge(SimpleNamespace(protocol={"features": {"version": 2}}), None)
+    desk = ConversionDesk(study_of(tmp_path), tmp_path / "data", tmp_path / "work", tmp_path, judge, None)
+    kept = {"seed": 0, "variants": {}, "protocol": {"features": {"version": 1}}}
+    write_result(tmp_path / "seed-0.json", kept)
+    with pytest.raises(ValueError, match=r"seed-0\.json was judged with features\.version=1 \(now 2\); remove it"):
+        run_conversion(desk, 0)
+    assert read_result(tmp_path / "seed-0.json") == kept
+    write_result(tmp_path / "seed-0.json", kept | {"done": True})
+    assert run_conversion(desk, 0)["done"]
 
 
 def test_a_page_needs_a_finished_seed(tmp_path):

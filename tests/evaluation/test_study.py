@@ -4,11 +4,12 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from tpdiff.evaluation.judge import open_judge
+from tpdiff.evaluation.judge import Judge, open_judge
 from tpdiff.evaluation.study import load_study, make_data, read_result, write_result
 from tpdiff.evaluation.study_page import write_page
 from tpdiff.evaluation.study_run import WHOLE, Desk, Interrupted, _asked, best_rates, run_seed, run_trial
@@ -153,6 +154,19 @@ def test_results_from_before_settings_were_kept_are_compared_by_their_study(tmp_
     assert run_seed(desk, 0)["done"]
     with pytest.raises(ValueError, match=r"seed-0\.json was made with arms\.pyramid\.train\.seconds=0\.6 \(now 9\.0\)"):
         run_seed(desk_of(tmp_path, seconds=9.0), 0)
+
+
+def test_what_is_half_done_is_not_continued_by_another_judge(tmp_path):
+    judge = Judge(SimpleNamespace(protocol={"resize": "crop", "features": {"version": 2}, "real": {"clips": 9}}), None)
+    desk = desk_of(tmp_path, judge)
+    arms = {arm: {"lr": 1e-3, "evaluations": []} for arm in desk.study.arms}
+    kept = {"seed": 0, "arms": arms, "protocol": {"resize": "crop", "features": {"version": 1}}}
+    write_result(desk.seed_file(0), kept)
+    with pytest.raises(ValueError, match=r"seed-0\.json was judged with features\.version=1 \(now 2\); remove it"):
+        run_seed(desk, 0)
+    assert not desk.work.exists()
+    write_result(desk.seed_file(0), kept | {"done": True})
+    assert run_seed(desk, 0)["done"]
 
 
 def test_a_page_needs_a_finished_seed(tmp_path):

@@ -11,7 +11,7 @@ from tpdiff.evaluation.ablation import Ablation, Variant
 from tpdiff.evaluation.budget import operations, steps_within
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.jumps import JUMPS
-from tpdiff.evaluation.kept import refuse_others, settings_of
+from tpdiff.evaluation.kept import refuse_other_judges, refuse_others, settings_of
 from tpdiff.evaluation.latency import count_flops
 from tpdiff.evaluation.samples import Sampling, reopened, sample_batch, sampler
 from tpdiff.evaluation.spectra import measure_folder
@@ -64,6 +64,10 @@ class AblationDesk:
         """Where a variant's result is kept."""
         return self.results / f"seed-{seed}" / f"{variant}.json"
 
+    def rows(self, seed: int, variant: str, steps: int) -> Path:
+        """Where the figures of a variant's samples are kept."""
+        return self.work / f"seed-{seed}" / "rows" / variant / str(steps)
+
 
 def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
     """One variant: trained, or sampled from another's weights, and judged at every number of steps.
@@ -71,7 +75,7 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
     Raises:
         Interrupted: a stop was asked for; everything up to the last step is kept.
         ValueError: the variant whose weights it needs, or that it is compared with, is not finished, or what is kept of
-            it was made with other settings.
+            it was made with other settings, or is unfinished and of another judge.
     """
     study, path = desk.study, desk.file(seed, name)
     result, variant, out = read_result(path), study.variants[name], desk.work / f"seed-{seed}"
@@ -79,7 +83,8 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
     refuse_others(path, result, asked)
     if result.get("done"):
         return result
-    base, told = study.base(name), study.told(name)
+    base, told, protocol = study.base(name), study.told(name), desk.judge.protocol(Sampling(study.steps[-1]))
+    refuse_other_judges(path, result, protocol)
     for other, why in ((variant.of, "samples from"), (base, "is compared with")):
         if other is not None and not read_result(desk.file(seed, other)).get("done"):
             raise ValueError(f"{name} {why} {other}, which is not finished for seed {seed}; run that first")
@@ -96,16 +101,15 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
         pipeline = _pipeline(desk, seed, variant.of, out / variant.of)
     pipeline.pyramid = stages_of(desk, pipeline, variant)
     result["pyramid"] = pipeline.pyramid.config()
-    result["protocol"] = desk.judge.protocol(Sampling(study.steps[-1]))
+    result["protocol"] = protocol
     for steps in study.steps:
-        if str(steps) in result["judged"]:
+        sampling, rows = Sampling(steps), desk.rows(seed, name, steps)
+        if desk.judge.holds(result["judged"].get(str(steps), {}), rows):
             continue
-        sampling = Sampling(steps)
-        rows = out / "rows" / name / str(steps)
         verdict = desk.judge.verdict(pipeline, study.clips, sampling, noise_seed(seed), rows, told)
         verdict["sampling_flops"] = clip_flops(pipeline, desk.judge, sampling, told)
         if base is not None:
-            verdict["paired"] = desk.judge.paired(out / "rows" / base / str(steps), rows, seed)
+            verdict["paired"] = desk.judge.paired(desk.rows(seed, base, steps), rows, seed)
         result["judged"][str(steps)] = verdict
         write_result(path, result)
         desk.say(f"seed {seed}: {name} at {steps} steps: {verdict['distance']:.1f}")
@@ -115,11 +119,12 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
 
 
 def _check_rows(desk: AblationDesk, seed: int, name: str, base: str) -> None:
+    judged = read_result(desk.file(seed, base))["judged"]
     for steps in desk.study.steps:
-        if not (rows := desk.work / f"seed-{seed}" / "rows" / base / str(steps)).is_dir():
+        if not desk.judge.holds(judged.get(str(steps), {}), rows := desk.rows(seed, base, steps)):
             raise ValueError(
-                f"{name} is compared with {base}, but the figures of its samples at {steps} steps are no longer in "
-                f"{rows}; remove {desk.file(seed, base)}, and the next call makes them anew"
+                f"{name} is compared with {base}, but the figures of its samples at {steps} steps are not in {rows} "
+                f"or not of this judge; remove {desk.file(seed, base)}, and the next call makes them anew"
             )
 
 

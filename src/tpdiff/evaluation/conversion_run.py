@@ -11,7 +11,7 @@ from tpdiff.data import ClipDataset
 from tpdiff.evaluation.budget import operations, steps_within, warm_up
 from tpdiff.evaluation.conversion import ConversionStudy
 from tpdiff.evaluation.judge import Judge
-from tpdiff.evaluation.kept import refuse_others, settings_of
+from tpdiff.evaluation.kept import refuse_other_judges, refuse_others, settings_of
 from tpdiff.evaluation.latency import count_flops, measure
 from tpdiff.evaluation.samples import Sampling, reopened, sample_batch, sampler
 from tpdiff.evaluation.study import read_result, write_result
@@ -72,16 +72,18 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
 
     Raises:
         Interrupted: a stop was asked for; everything up to the last step is kept.
-        ValueError: what is kept of the seed was made with other settings.
+        ValueError: what is kept of the seed was made with other settings, or is unfinished and of another judge.
     """
     path, out = desk.results / f"seed-{seed}.json", desk.work / f"seed-{seed}"
     result, asked = read_result(path), _asked(desk, seed)
     refuse_others(path, result, asked)
     if result.get("done"):
         return result
+    protocol = desk.judge.protocol(desk.plain)
+    refuse_other_judges(path, result, protocol)
     if not result or not out.is_dir():  # of figures and weights, one without the other
         shutil.rmtree(out, ignore_errors=True)
-        made, protocol = provenance(desk.study, asked), desk.judge.protocol(desk.plain)
+        made = provenance(desk.study, asked)
         result = {"seed": seed, "made": made, "protocol": protocol, "variants": {}}
 
     def keep() -> None:
@@ -98,7 +100,7 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     allowed = _sampling_flops(free, desk, desk.staged)
     fewer = replace(desk.plain, steps=_steps_for(desk, _open(desk, pretrained), allowed))
     for name, pipeline, sampling in ((FEWER, _open(desk, pretrained), fewer), (FREE, free, desk.staged)):
-        if name not in result["variants"]:
+        if not _is_judged(desk, result, out, name):
             row = {"steps": sampling.steps, "final": _judge(desk, pipeline, sampling, seed, out, name)}
             result["variants"][name] = row
             keep()
@@ -134,7 +136,7 @@ def _train_original(
     desk: ConversionDesk, seed: int, out: Path, result: dict[str, Any], keep: Callable[[], None]
 ) -> None:
     """Train it, take its distance after `LAST_PART` and at the end, and write it as a stock pipeline."""
-    if ORIGINAL in result["variants"] and (out / "pretrained").is_dir():
+    if _is_judged(desk, result, out, ORIGINAL) and (out / "pretrained").is_dir():
         return
     base = out / "base"
     if not base.is_dir():
@@ -161,7 +163,7 @@ def _train_arm(
     desk: ConversionDesk, seed: int, arm: str, out: Path, result: dict[str, Any], keep: Callable[[], None]
 ) -> None:
     """Train on from the original for a share of its operations."""
-    if arm in result["variants"] and (out / arm).is_dir():
+    if _is_judged(desk, result, out, arm) and (out / arm).is_dir():
         return
     budget = desk.study.budget * result["variants"][ORIGINAL]["training"]["flops"]
     wanted = desk.study.arm_config(arm, desk.data, out / "pretrained", seed, 1)
@@ -184,6 +186,11 @@ def _train(desk: ConversionDesk, trainer: Trainer, name: str, until: int) -> Non
     trainer.save()
     if trainer.stop_requested:
         raise Interrupted
+
+
+def _is_judged(desk: ConversionDesk, result: dict[str, Any], out: Path, name: str) -> bool:
+    """By the present judge, and with the figures that comparisons need."""
+    return desk.judge.holds(result["variants"].get(name, {}).get("final", {}), out / "rows" / name)
 
 
 def _judge(desk: ConversionDesk, pipeline: Any, sampling: Sampling, seed: int, out: Path, name: str) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """The figures of a study: the same real clips, captions and seeds for every arm."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import cycle, islice
@@ -11,7 +14,7 @@ import numpy as np
 from tpdiff.data.clips import Geometry
 from tpdiff.data.store import load_array
 from tpdiff.evaluation.gauges import Gauges, facts_of
-from tpdiff.evaluation.quality import too_few
+from tpdiff.evaluation.quality import software, too_few
 from tpdiff.evaluation.samples import AnyPipeline, Sampling, sample_batch, sampled_clips
 from tpdiff.metrics.classifier import Classifier
 from tpdiff.metrics.clips import Clip, load_clips
@@ -36,6 +39,14 @@ class Judge:
     reference: Reference
     classifier: Classifier
 
+    @cached_property
+    def key(self) -> str:
+        """A name made of all that figures of samples depend on beside the samples: the reference, what measures single
+        clips, and the software.
+        """
+        values = [self.reference.protocol, self.gauges.identity(), software()]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
     def captions(self, count: int, told: bool = True) -> list[str | None]:
         """Captions of so many samples: those of the real clips in their order, repeated where there are more; None
         for each where the model is not told any.
@@ -55,7 +66,7 @@ class Judge:
         self, pipeline: AnyPipeline, count: int, sampling: Sampling, seed: int, keep: Path, told: bool = True
     ) -> dict[str, Any]:
         """Everything about so many samples; of a model that is not told captions, no accuracy. Their figures stay in
-        the folder `keep`, from which a call that was interrupted goes on, and which `paired` reads.
+        the folder `keep`, under this judge's key: from there a call that was interrupted goes on, and `paired` reads.
         """
         captions, gauges = self.captions(count, told), self.gauges
 
@@ -63,11 +74,12 @@ class Judge:
             clips = sample_batch(pipeline, captions[first:last], sampling, seed + first)
             return np.concatenate([self.reference.project(clips), gauges(clips)], axis=1)
 
-        rows = np.concatenate(list(stored_rows(keep, count, sampling.batch, measure))).astype(np.float64)
+        rows = np.concatenate(list(stored_rows(keep / self.key, count, sampling.batch, measure))).astype(np.float64)
         made, shown = np.split(rows, [self.reference.real.shape[1]], axis=1)
         real, clips = self._real_shown, self.reference.clips
         interval = frechet_interval(self.reference.real, made, ROUNDS, seed)
         return {
+            "judge": self.key,
             "clips": count,
             "distance": interval.value,
             "interval": [interval.low, interval.high],
@@ -82,9 +94,16 @@ class Judge:
             "warning": too_few(count),
         }
 
+    def holds(self, verdict: Mapping[str, Any], keep: Path) -> bool:
+        """Whether a verdict is this judge's and the figures behind it are still in the folder `keep`."""
+        return verdict.get("judge") == self.key and (keep / self.key).is_dir()
+
     def paired(self, base: Path, arm: Path, seed: int) -> dict[str, Any]:
         """Of what `verdict` kept in two folders: the arm's distance less the base's, and its bootstrap draws about
         it; below 0 the arm is better. "shared": the r-th draw is of the same real clips for every seed.
+
+        Raises:
+            ValueError: figures of this judge are not there, or damaged.
         """
         real, (a, b) = self.reference.real, (self._features(folder) for folder in (arm, base))
         value = frechet_distance(real, a) - frechet_distance(real, b)
@@ -105,13 +124,12 @@ class Judge:
         return np.concatenate([self.gauges(load_clips(part, self.reference.geometry)) for part in parts])
 
     def _features(self, keep: Path) -> np.ndarray:
-        parts = []
-        for path in sorted(keep.glob("*.npy")):
-            part = load_array(path)
-            if part is None:
-                raise ValueError(f"{path} is damaged; remove {keep} and run the same command again")
-            parts.append(part)
-        rows = np.concatenate(parts)
+        parts = [load_array(path) for path in sorted((keep / self.key).glob("*.npy"))]
+        whole = [part for part in parts if part is not None]
+        if not whole or len(whole) < len(parts):
+            lack = "damaged" if parts else "not there"
+            raise ValueError(f"figures in {keep / self.key} are {lack}; remove {keep} and run the same command again")
+        rows = np.concatenate(whole)
         return rows[:, : self.reference.real.shape[1]].astype(np.float64)
 
     def _asked(self, count: int) -> list[Clip]:

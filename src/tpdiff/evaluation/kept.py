@@ -29,11 +29,24 @@ def refuse_others(path: Path, result: Mapping[str, Any], asked: Mapping[str, Any
     Raises:
         ValueError: naming up to three that differ.
     """
-    apart = list(_apart(_kept(result), asked))
-    if apart:
+    _refuse(f"{path} was made", _apart(_kept(result), asked))
+
+
+def refuse_other_judges(path: Path, result: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:
+    """Refuse to go on with a result whose first figures were taken by another protocol than the present one, as
+    `refuse_others` does.
+
+    Raises:
+        ValueError: naming up to three entries that differ.
+    """
+    _refuse(f"{path} was judged", _apart(result.get("protocol", {}), protocol))
+
+
+def _refuse(what: str, differences: Iterator[tuple[str, Any, Any]]) -> None:
+    if apart := list(differences):
         named = ", ".join(f"{name}={kept!r} (now {now!r})" for name, kept, now in apart[:MOST_NAMED])
         more = f" and {len(apart) - MOST_NAMED} more" if len(apart) > MOST_NAMED else ""
-        raise ValueError(f"{path} was made with {named}{more}; remove it, or keep results elsewhere with --results")
+        raise ValueError(f"{what} with {named}{more}; remove it, or keep results elsewhere with --results")
 
 
 def _kept(result: Mapping[str, Any]) -> Mapping[str, Any]:

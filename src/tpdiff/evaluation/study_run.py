@@ -11,7 +11,7 @@ from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
 from tpdiff.evaluation.budget import operations, warm_up
 from tpdiff.evaluation.judge import Judge
-from tpdiff.evaluation.kept import refuse_others, settings_of
+from tpdiff.evaluation.kept import refuse_other_judges, refuse_others, settings_of
 from tpdiff.evaluation.samples import Sampling, sampler
 from tpdiff.evaluation.study import Study, read_result, write_result
 from tpdiff.training.progress import Status
@@ -105,7 +105,8 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
 
     Raises:
         Interrupted: a stop was asked for.
-        ValueError: the trials are not finished, or what is kept of the seed was made with other settings.
+        ValueError: the trials are not finished, or what is kept of the seed was made with other settings, or is
+            unfinished and of another judge.
     """
     study, path, out = desk.study, desk.seed_file(seed), desk.work / f"seed-{seed}"
     result = read_result(path)
@@ -114,6 +115,8 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     refuse_others(path, result, asked)
     if result.get("done"):
         return result
+    protocol = desk.judge.protocol(desk.sampling)
+    refuse_other_judges(path, result, protocol)
     if not result:
         shutil.rmtree(out, ignore_errors=True)  # weights whose record is lost
     arms = _open_arms(desk, out, seed, rates, study.seconds)
@@ -121,8 +124,7 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     if not any(trainer.step for trainer in arms.trainers.values()):  # new, or what was half done has lost its weights
         configs = {name: t.config.model_dump(mode="json") for name, t in arms.trainers.items()}
         rows = {n: {"lr": rates[n], "config": configs[n], "flops": flops[n], "evaluations": []} for n in configs}
-        result = {"seed": seed, "arms": rows, "made": provenance(study, asked)}
-        result["protocol"] = desk.judge.protocol(desk.sampling)
+        result = {"seed": seed, "arms": rows, "made": provenance(study, asked), "protocol": protocol}
     for number in range(study.evaluations + 1):
         _train(desk, arms, study.seconds * number / study.evaluations)
         for name, trainer in arms.trainers.items():
@@ -134,7 +136,7 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
         desk.say(f"seed {seed}, {study.seconds * number / study.evaluations:.0f} s: {', '.join(scores)}")
     kept = {n: out / n / f"final-{t.step}" for n, t in arms.trainers.items()}
     for name, trainer in arms.trainers.items():
-        if "final" not in result["arms"][name]:
+        if not desk.judge.holds(result["arms"][name].get("final", {}), kept[name]):
             desk.say(f"seed {seed}: {study.final_clips} samples of {name}")
             final = desk.judge.verdict(sampler(trainer), study.final_clips, desk.sampling, noise_seed(seed), kept[name])
             result["arms"][name]["final"] = final
