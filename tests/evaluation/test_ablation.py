@@ -13,7 +13,7 @@ from tpdiff.data.clips import Geometry
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.ablation import load_ablation
 from tpdiff.evaluation.ablation_page import finished, write_page
-from tpdiff.evaluation.ablation_run import AblationDesk, run_variant, stages_of
+from tpdiff.evaluation.ablation_run import AblationDesk, _asked, run_variant, stages_of
 from tpdiff.evaluation.judge import Judge, open_judge
 from tpdiff.evaluation.jumps import JUMPS
 from tpdiff.evaluation.samples import Sampling, sample_batch, sampler
@@ -178,6 +178,36 @@ def test_variants_are_compared_by_one_judge(tmp_path):
     write_result(desk.file(0, "vanilla"), {"judged": {}, "protocol": {"features": {"version": 1}}})
     with pytest.raises(ValueError, match=r"vanilla\.json was judged with features\.version=1 \(now 2\); remove it"):
         run_variant(desk, 0, "vanilla")
+
+
+def test_a_result_depends_on_what_it_is_compared_with(tmp_path):
+    desk = AblationDesk(ablation_of(tmp_path), tmp_path / "data", tmp_path / "work", tmp_path / "results", None)
+    kept = {"done": True, "made": {"asked": _asked(desk, 0, "vanilla")}}
+    write_result(desk.file(0, "vanilla"), kept)
+
+    def with_base(**base):
+        desk.study = ablation_of(tmp_path, variants=TINY["variants"] | {"pyramid": base})
+        return run_variant(desk, 0, "vanilla")
+
+    assert with_base() == kept
+    with pytest.raises(ValueError, match=r"vanilla\.json was made with base\.config\.train\.lr=\S+ \(now 0\.25\)"):
+        with_base(overrides=["train.lr=0.25"])
+    with pytest.raises(
+        ValueError, match=r"vanilla\.json was made with base\.variant\.jump='corrected' \(now 'plain'\)"
+    ):
+        with_base(jump="plain")
+    del kept["made"]["asked"]["base"]  # of before it was compared
+    write_result(desk.file(0, "vanilla"), kept)
+    assert with_base(jump="plain") == kept
+
+
+def test_committed_results_are_of_their_study(tmp_path):
+    committed = Path(__file__).resolve().parents[2] / "docs" / "results" / "ablation-jumps"
+    study = load_ablation(recipe_path("ablation-jumps"))
+    desk = AblationDesk(study, tmp_path / "data", tmp_path / "work", committed, None)
+    for seed in study.seeds:
+        for name in study.variants:
+            assert run_variant(desk, seed, name)["done"]
 
 
 @pytest.mark.slow

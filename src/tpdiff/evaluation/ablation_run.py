@@ -129,12 +129,17 @@ def _check_rows(desk: AblationDesk, seed: int, name: str, base: str) -> None:
 
 
 def _asked(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
-    """All that a variant's result depends on."""
-    study, variant = desk.study, desk.study.variants[name]
-    config = study.config(variant.of or name, desk.data, seed, 1)
-    own = variant.model_dump(mode="json", exclude={"overrides"})
-    shared = study.model_dump(mode="json", include={"data", "operations", "steps", "clips"})
-    return {**shared, "variant": own, "config": settings_of(config)}
+    """All that a variant's result depends on, what it is compared with too."""
+    shared = desk.study.model_dump(mode="json", include={"data", "operations", "steps", "clips"})
+    base = desk.study.base(name)
+    compared = {} if base is None else {"base": _settings(desk, seed, base, "against")}
+    return {**shared, **_settings(desk, seed, name), **compared}
+
+
+def _settings(desk: AblationDesk, seed: int, name: str, *without: str) -> dict[str, Any]:
+    variant = desk.study.variants[name]
+    config = desk.study.config(variant.of or name, desk.data, seed, 1)
+    return {"variant": variant.model_dump(mode="json", exclude={"overrides", *without}), "config": settings_of(config)}
 
 
 def clip_flops(pipeline: Any, judge: Judge, sampling: Sampling, told: bool = True) -> int:
