@@ -159,6 +159,40 @@ def test_the_page_says_whether_the_claim_holds(tmp_path, converted, verdict):
     assert (tmp_path / "distance.png").stat().st_size > 10_000
 
 
+def with_arm(result, name, like="converted"):
+    """The result of a seed with one more arm."""
+    pairs = {base: found | {name: found.get(like, found[FREE])} for base, found in result["paired"].items()}
+    return result | {"variants": result["variants"] | {name: result["variants"][like]}, "paired": pairs}
+
+
+def test_the_page_shows_what_all_finished_seeds_have(tmp_path):
+    study = study_of(tmp_path, arms={"converted": [], "LoRA": [], "later": []}, seeds=[0, 1, 2])
+    first, second = (finished_seed(seed, 100.0, 96.0, 8.0) for seed in (0, 1))
+    for with_lora, without in ((0, 1), (1, 0)):
+        results = {with_lora: with_arm((first, second)[with_lora], "LoRA"), without: (first, second)[without]}
+        for seed, result in results.items():
+            write_result(tmp_path / f"seed-{seed}.json", result)
+        page = write_page(study, tmp_path, "the command").read_text()
+        assert f"**Still to be run: LoRA (seed {without}), later (seed 0), later (seed 1), seed 2.**" in page
+        assert "| converted |" in page and "| LoRA |" not in page
+    for seed, result in enumerate((first, second)):
+        write_result(tmp_path / f"seed-{seed}.json", with_arm(result, "LoRA"))
+    page = write_page(study, tmp_path, "the command").read_text()
+    assert "**Still to be run: later (seed 0), later (seed 1), seed 2.**" in page and page.count("| LoRA |") == 4
+
+
+def test_a_page_needs_the_claimed_arm_in_all_finished_seeds(tmp_path):
+    study = study_of(tmp_path, arms={"LoRA": [], "converted": []}, seeds=[0, 1])
+    result = with_arm(finished_seed(0, 100.0, 96.0, 8.0), "LoRA")
+    pairs = result["paired"] | {"LoRA": result["paired"]["converted"]}
+    write_result(tmp_path / "seed-0.json", result | {"paired": pairs})
+    for other in (finished_seed(1, 100.0, 96.0, 8.0), result | {"seed": 1}):  # no such arm, or not the claimed one
+        write_result(tmp_path / "seed-1.json", other)
+        with pytest.raises(ValueError, match=r"seed-1\.json compares nothing with LoRA, the arm that"):
+            write_page(study, tmp_path, "the command")
+    assert not (tmp_path / "README.md").exists() and not (tmp_path / "distance.png").exists()
+
+
 def test_what_is_half_done_is_not_continued_by_another_judge(tmp_path):
     judge = Judge(SimpleNamespace(protocol={"features": {"version": 2}}), None)
     desk = ConversionDesk(study_of(tmp_path), tmp_path / "data", tmp_path / "work", tmp_path, judge, None)

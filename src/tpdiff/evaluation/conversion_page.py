@@ -54,21 +54,33 @@ def write_page(study: ConversionStudy, results: Path, command: str) -> Path:
     """Write results/README.md and its plot from what is finished; returns the page.
 
     Raises:
-        ValueError: no seed is finished.
+        ValueError: no seed is finished, or one that is lacks the arm that the claim is about.
     """
     seeds = finished(study, results)
     if not seeds:
         raise ValueError(f"no seed is finished in {results}")
+    claimed = next(iter(study.arms))
+    for s in seeds:
+        if claimed not in s["paired"]:
+            raise ValueError(
+                f"{results / 'seed'}-{s['seed']}.json compares nothing with {claimed}, the arm that the claim is "
+                "about; remove it, or list first the arm that it was finished for"
+            )
     draw(seeds, results / PLOT)
     page = results / "README.md"
     page.write_text("\n".join(_lines(study, seeds, command)) + "\n")
     return page
 
 
+def _shared(seeds: Seeds) -> list[str]:
+    """The variants that all seeds have."""
+    return [name for name in seeds[0]["variants"] if all(name in s["variants"] for s in seeds)]
+
+
 def draw(seeds: Seeds, path: Path) -> None:
     """Distance against operations of a clip: a dot a seed, a ring for their mean."""
     with distance_plots(path) as (plot,):
-        for place, name in enumerate(seeds[0]["variants"]):
+        for place, name in enumerate(_shared(seeds)):
             color, marker = COLORS[place % len(COLORS)], "os^Dv"[place // len(COLORS)]
             x = [s["variants"][name]["sampling_flops"] / 1e9 for s in seeds]
             y = [_final(s, name)["distance"] for s in seeds]
@@ -80,7 +92,8 @@ def draw(seeds: Seeds, path: Path) -> None:
 
 def _lines(study: ConversionStudy, seeds: Seeds, command: str) -> list[str]:
     claimed = next(iter(study.arms))
-    waiting = [f"seed {s}" for s in study.seeds if s not in {r["seed"] for r in seeds}]
+    waiting = [f"{arm} (seed {s['seed']})" for arm in study.arms for s in seeds if arm not in s["variants"]]
+    waiting += [f"seed {s}" for s in study.seeds if s not in {r["seed"] for r in seeds}]
     return [
         *head(study.title, command, seeds[0]["made"], waiting),
         "",
@@ -138,14 +151,14 @@ def _claim(seeds: Seeds, claimed: str) -> list[str]:
 
 def _variants(study: ConversionStudy, seeds: Seeds) -> list[str]:
     rows = []
-    for name, row in seeds[0]["variants"].items():
+    for name in _shared(seeds):
         spent = [_training(s, name) for s in seeds]
         shares = [t["flops"] / _training(s, ORIGINAL)["flops"] for t, s in zip(spent, seeds, strict=True) if t]
         bound = "" if name == ORIGINAL else f"{loss_bound(seeds, name):+.1%}"
         rows.append(
             [
                 name,
-                _steps(row["steps"]),
+                _steps(seeds[0]["variants"][name]["steps"]),
                 joined(_cost(s, name) / 1e9 for s in seeds[:1]),
                 joined(t["optimizer_steps"] for t in spent if t),
                 "" if name == ORIGINAL or not shares else f"{max(shares):.1%}",
@@ -160,7 +173,9 @@ def _variants(study: ConversionStudy, seeds: Seeds) -> list[str]:
 
 def _against(seeds: Seeds, claimed: str) -> list[str]:
     rows = []
-    for name in seeds[0]["paired"][claimed]:
+    for name in _shared(seeds):
+        if name == claimed:
+            continue
         found = difference([s["paired"][claimed][name] for s in seeds])  # the other's less the claimed one's
         turned = Difference(-found.mean, -found.high, -found.low, [-value for value in found.seeds])
         rows.append([name, *difference_cells(turned)])
@@ -180,7 +195,7 @@ def _plateau(seeds: Seeds) -> list[str]:
 
 def _shown(seeds: Seeds) -> list[str]:
     rows = []
-    for name in seeds[0]["variants"]:
+    for name in _shared(seeds):
         for s in seeds:
             final = _final(s, name)
             motion = final["figures"].get("motion_magnitude")
