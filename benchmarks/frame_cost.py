@@ -22,6 +22,7 @@ from study_command import carry_out, command, say, table_parser
 from tpdiff.cli.quiet import quiet
 from tpdiff.evaluation.frame_cost import DTYPES, METHODS, FrameTable, load_table, take_turn, write_random
 from tpdiff.evaluation.frame_cost_page import FrameCost, write_page
+from tpdiff.evaluation.machine import refuse_others
 from tpdiff.evaluation.planning import Plan
 from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.evaluation.study_run import provenance
@@ -46,7 +47,7 @@ def measured(asked: FrameTable, plans: Mapping[int, Plan], device: str, results:
     """All turns of all numbers of frames, those that are kept already and the rest.
 
     Raises:
-        ValueError: what is kept was measured otherwise.
+        ValueError: what is kept was measured otherwise, or, where something is left to measure, elsewhere.
     """
     size = getattr(asked, device).model_dump(exclude={"frames"})
     settings = size | {"steps": asked.steps, "stages": asked.stages}
@@ -62,6 +63,8 @@ def measured(asked: FrameTable, plans: Mapping[int, Plan], device: str, results:
         for place in ((frames, method) for method in (list(METHODS) if turn % 2 == 0 else reversed(METHODS)))
         if len(rows[place].get("turns", ())) <= turn
     ]
+    if waiting:
+        refuse_others({paths[place]: row["machine"] for place, row in rows.items() if row})
     with TemporaryDirectory() as folder:
         if waiting:
             write_random(next(iter(plans.values())).model, Path(folder))

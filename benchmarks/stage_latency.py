@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from study_command import carry_out, command, say, table_parser
 
 from tpdiff.evaluation.bench import bench
+from tpdiff.evaluation.machine import refuse_others
 from tpdiff.evaluation.markdown import head, number, table
 from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.evaluation.study_run import provenance
@@ -69,40 +70,43 @@ def _run(args: argparse.Namespace) -> Path:
     except ValidationError as error:
         raise ValueError(f"{args.table}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
     results = args.results / wanted.name / args.device
-    sizes = _sizes(wanted, args.device).items()
-    rows = [row for name, size in sizes for row in _timed(wanted, args.device, name, size, results)]
-    return _page(wanted, rows, results, command())
+    return _page(wanted, _timed(wanted, args.device, results), results, command())
 
 
 def _sizes(wanted: Table, device: str) -> dict[str, Size]:
     return wanted.cpu if device == "cpu" else wanted.cuda
 
 
-def _timed(wanted: Table, device: str, name: str, size: Size, results: Path) -> list[dict[str, Any]]:
-    """One result a number of stages, those that are kept already and the rest.
+def _timed(wanted: Table, device: str, results: Path) -> list[dict[str, Any]]:
+    """One result a model and number of stages, those that are kept already and the rest.
 
     Raises:
-        ValueError: what is kept was measured otherwise.
+        ValueError: what is kept was measured otherwise, or, where something is left to measure, elsewhere.
     """
-    asked = size.model_dump(mode="json") | {"steps": wanted.steps, "rounds": wanted.rounds}
-    kept = {stages: read_result(results / f"{name}-{stages}.json") for stages in wanted.stages}
-    for stages, row in kept.items():
-        if row and row.get("asked") != asked:
-            path = results / f"{name}-{stages}.json"
-            raise ValueError(f"{path} was measured with {row.get('asked')}, not {asked}; remove it")
-    rows = []
-    for stages, row in kept.items():
+    sizes, shared = _sizes(wanted, device), {"steps": wanted.steps, "rounds": wanted.rounds}
+    asked = {name: size.model_dump(mode="json") | shared for name, size in sizes.items()}
+    paths = {(name, stages): results / f"{name}-{stages}.json" for name in sizes for stages in wanted.stages}
+    rows = {place: read_result(path) for place, path in paths.items()}
+    for (name, stages), row in rows.items():
+        if row and row.get("asked") != asked[name]:
+            path = paths[name, stages]
+            raise ValueError(f"{path} was measured with {row.get('asked')}, not {asked[name]}; remove it")
+    if not all(rows.values()):
+        refuse_others({paths[place]: row["machine"] for place, row in rows.items() if row})
+    for (name, stages), row in rows.items():
         if not row:
             say(f"{name}, {stages} stages")
-            model = find_published(name).resized(size.layers, size.hidden)
-            measured = bench(
-                model, size.size, "T", stages, wanted.steps, device=device, guidance=False, rounds=wanted.rounds
-            )
-            made = provenance(wanted)
-            row = measured.as_dict() | {"asked": asked} | {key: made[key] for key in ("created", "commit", "machine")}
-            write_result(results / f"{name}-{stages}.json", row)
-        rows.append(row)
-    return rows
+            rows[name, stages] = _time(wanted, device, name, stages) | {"asked": asked[name]}
+            write_result(paths[name, stages], rows[name, stages])
+    return list(rows.values())
+
+
+def _time(wanted: Table, device: str, name: str, stages: int) -> dict[str, Any]:
+    size = _sizes(wanted, device)[name]
+    model = find_published(name).resized(size.layers, size.hidden)
+    measured = bench(model, size.size, "T", stages, wanted.steps, device=device, guidance=False, rounds=wanted.rounds)
+    made = provenance(wanted)
+    return measured.as_dict() | {key: made[key] for key in ("created", "commit", "machine")}
 
 
 def _page(wanted: Table, rows: list[dict[str, Any]], results: Path, command: str) -> Path:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tpdiff.evaluation import machine
 from tpdiff.evaluation.frame_cost import FrameTable, load_table, take_turn, write_random
+from tpdiff.evaluation.study import write_result
 from tpdiff.recipes import recipe_path
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -65,6 +67,27 @@ def test_a_turn_takes_the_steps_of_every_stage(tmp_path, monkeypatch):
     assert turn["training_seconds"] == pytest.approx((fine["seconds"] + coarse["seconds"]) / 2)
     assert turn["sampling_seconds"] > 0  # of this process, which has done else, no figure of memory is true
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_table_is_not_continued_on_another_machine(benchmark, monkeypatch, tmp_path, capsys):
+    published = recipe_path("frame-cost").parent.parent / "docs" / "results" / "frame-cost" / "cpu"
+    table, folder = FrameTable.model_validate(TINY), tmp_path / "tiny" / "cpu"
+    settings = table.cpu.model_dump(exclude={"frames"}) | {"steps": table.steps, "stages": table.stages}
+    for frames in (17, 33):
+        for method in ("plain", "pyramid"):
+            row = json.loads(next(published.glob(f"*-{method}.json")).read_text())
+            abacus = machine.describe() | {"cpu": "an abacus", "torch": "0", "memory_gib": 0.1}
+            write_result(folder / f"{frames}-{method}.json", row | {"asked": settings, "machine": abacus})
+    assert run(benchmark, monkeypatch, tmp_path) == 0  # it is whole
+    (folder / "33-pyramid.json").unlink()
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(benchmark, "write_random", lambda *args: pytest.fail("measured"))
+    capsys.readouterr()
+    assert run(benchmark, monkeypatch, tmp_path) == 2
+    said = capsys.readouterr().err
+    assert f"17-plain.json was measured elsewhere, with cpu 'an abacus' (here {machine.cpu_model()!r})" in said
+    assert "torch '0' (here" in said and "--results" in said and "memory" not in said
+    assert {path: path.read_bytes() for path in folder.iterdir()} == kept
 
 
 @pytest.mark.slow

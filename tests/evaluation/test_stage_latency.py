@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tpdiff.evaluation import machine
+from tpdiff.evaluation.study import write_result
 from tpdiff.families.models import find_published
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,3 +75,19 @@ def test_a_tiny_table_is_made_once(benchmark, monkeypatch, tmp_path, capsys):
     assert "rounds" in capsys.readouterr().err
     assert run(benchmark, monkeypatch, tmp_path, steps=6) == 2
     assert "was measured with" in (said := capsys.readouterr().err) and "'steps': 6" in said
+
+
+def test_a_table_is_not_continued_on_another_machine(benchmark, monkeypatch, tmp_path, capsys):
+    published = ROOT / "docs" / "results" / "stage-latency" / "cpu"
+    row = json.loads(next(published.glob("*.json")).read_text())
+    row["asked"] = {"size": [17, 64, 64], "layers": 1, "hidden": 128, "steps": 4, "rounds": 3}
+    row["machine"] = machine.describe() | {"cpu": "an abacus", "gpus": ["beads"], "memory_gib": 0.1}
+    kept = tmp_path / "tiny" / "cpu" / "wan2.1-1.3b-2.json"
+    write_result(kept, row)
+    assert run(benchmark, monkeypatch, tmp_path) == 0  # it is whole
+    (kept.parent / "README.md").unlink()
+    monkeypatch.setattr(benchmark, "bench", lambda *args, **options: pytest.fail("measured"))
+    assert run(benchmark, monkeypatch, tmp_path, stages=[3, 2]) == 2
+    said = capsys.readouterr().err
+    assert f"{kept} was measured elsewhere, with cpu 'an abacus' (here {machine.cpu_model()!r}), gpus ['bea" in said
+    assert "--results" in said and "memory" not in said and list(kept.parent.iterdir()) == [kept]

@@ -15,6 +15,7 @@ import torch
 from tpdiff.threads import usable_cores
 
 _CPUINFO = Path("/proc/cpuinfo")
+DECIDING = ("cpu", "cores", "threads", "gpus", "torch")  # what ratios measured side by side share
 
 
 def describe() -> dict[str, Any]:
@@ -48,6 +49,27 @@ def one_line(facts: Mapping[str, Any] | None = None) -> str:
         f"{gpus}{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['memory_gib']} GiB, "
         f"bf16 {m['cpu_bf16']}, torch {m['torch']}"
     )
+
+
+def refuse_others(kept: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Refuse to go on with a table of measurements of which a row was measured elsewhere.
+
+    Args:
+        kept: where each row is kept, and what `describe` said where it was measured.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    now = describe()
+    for path, made in kept.items():
+        apart = [
+            f"{key} {made[key]!r} (here {now[key]!r})" for key in DECIDING if key in made and made[key] != now[key]
+        ]
+        if apart:
+            raise ValueError(
+                f"{path} was measured elsewhere, with {', '.join(apart)}, and the rows of a table are measured side by "
+                "side: go on as there, or keep what is measured here apart with --results"
+            )
 
 
 def commit() -> str | None:
