@@ -9,7 +9,9 @@ from tpdiff.data import render_digits
 from tpdiff.data.clips import Geometry
 from tpdiff.evaluation import judge as judge_module
 from tpdiff.evaluation.judge import Judge
+from tpdiff.evaluation.kept import refuse_other_judges
 from tpdiff.evaluation.samples import Sampling
+from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.metrics import Reference
 from tpdiff.metrics.classifier import Classifier
 from tpdiff.models.video_dit import VideoDiT
@@ -38,6 +40,13 @@ class Counting:
     def __call__(self, captions, **options):
         self.clips += len(captions)
         return self.pipeline(captions, **options)
+
+
+def test_a_protocol_is_read_as_it_was_written(judge, tmp_path):
+    """So that a result that is kept is not taken for another judge's."""
+    for sampling in (Sampling(4, batch=4), Sampling([2, 2], guidance_scale=None, solver=None)):
+        write_result(tmp_path / "seed.json", {"protocol": judge.protocol(sampling)})
+        refuse_other_judges(tmp_path / "seed.json", read_result(tmp_path / "seed.json"), judge.protocol(sampling))
 
 
 def test_what_a_judge_keeps_is_its_own(judge, tmp_path, monkeypatch):
