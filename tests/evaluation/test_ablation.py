@@ -180,6 +180,26 @@ def test_variants_are_compared_by_one_judge(tmp_path):
         run_variant(desk, 0, "vanilla")
 
 
+def test_what_another_judge_found_is_judged_anew(tmp_path, monkeypatch):
+    class Asked(Judge):
+        def verdict(self, pipeline, count, sampling, seed, keep, told=True):
+            return {"judge": self.key, "distance": 1.0}
+
+    reference = SimpleNamespace(protocol={"features": {"version": 1}}, geometry=Geometry(4, 32, 32))
+    said, judge = [], Asked(reference, None)
+    study = ablation_of(tmp_path, steps=[3, 6, 9])
+    desk = AblationDesk(study, tmp_path / "data", tmp_path / "work", tmp_path / "results", judge, said.append)
+    pipeline = SimpleNamespace(pyramid=Pyramid(FlowMatchingSchedule(), FACTORS))
+    monkeypatch.setattr("tpdiff.evaluation.ablation_run._trained", lambda *args: (pipeline, {}))
+    monkeypatch.setattr("tpdiff.evaluation.ablation_run.clip_flops", lambda *args: 1)
+    by = {"3": "another", "6": judge.key, "9": judge.key}
+    write_result(desk.file(0, "pyramid"), {"judged": {steps: {"judge": key} for steps, key in by.items()}})
+    (desk.rows(0, "pyramid", 6) / judge.key).mkdir(parents=True)  # those of 9 steps are lost
+    result = run_variant(desk, 0, "pyramid")
+    assert said == ["seed 0: pyramid at 3 steps: 1.0", "seed 0: pyramid at 9 steps: 1.0"]
+    assert result["done"] and {verdict["judge"] for verdict in result["judged"].values()} == {judge.key}
+
+
 def test_a_result_depends_on_what_it_is_compared_with(tmp_path):
     desk = AblationDesk(ablation_of(tmp_path), tmp_path / "data", tmp_path / "work", tmp_path / "results", None)
     kept = {"done": True, "made": {"asked": _asked(desk, 0, "vanilla")}}
