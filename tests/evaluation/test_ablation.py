@@ -144,14 +144,16 @@ def test_the_page_names_the_best_for_every_budget(tmp_path):
         "b": [(1, [90, 90]), (3, [61, 61])],
         "c": [(1, [1, 1]), (2, [1, 1])],
     }
+    rest = {"clips": 66, "floor": 1, "figures": {}, "accuracy": {}}
     for name, points in judged.items():
         for seed in study.seeds if name != "c" else [0]:  # which has not been run as often, and is not ranked
             verdicts = {
-                str(steps): {"sampling_flops": g * 1e9, "distance": d[seed], "floor": 1, "figures": {}, "accuracy": {}}
+                str(steps): {"sampling_flops": g * 1e9, "distance": d[seed]} | rest
                 for steps, (g, d) in zip(study.steps, points, strict=True)
             }
             made = {"machine": machine.describe(), "created": "2000-01-01"}
-            result = {"seed": seed, "made": made, "judged": verdicts, "protocol": {}, "done": True}
+            result = {"seed": seed, "made": made, "judged": verdicts, "done": True}
+            result["protocol"] = {"floor": {"clips": 64}}
             file = tmp_path / "results" / f"seed-{seed}" / f"{name}.json"
             write_result(file, result | {"training": {"optimizer_steps": 1}})
     lines = write_page(study, tmp_path / "results", "command").read_text().splitlines()
