@@ -191,7 +191,7 @@ def test_pictures_start_videos(run, tmp_path):
 
 
 def test_samples_of_pictures_are_not_for_validation(tuning, tmp_path):
-    config = tuning(find_case("wan-picture"), "validation.every_steps=1")
+    config = tuning(find_case("wan-picture"), "data.split=train", "validation.every_steps=1")
     with pytest.raises(ValueError, match=r"set validation\.samples=0 and validation\.distance_clips=0"):
         trained(config, tmp_path / "run")
 

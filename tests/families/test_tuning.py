@@ -67,7 +67,7 @@ def test_a_network_is_trained_whole_and_loads_as_stock(name, tuning, saved, tmp_
     assert all(torch.equal(t, averaged[n]) for n, t in stock.state_dict().items())
     loaded = PyramidPipeline.from_pretrained(tmp_path / "run")
     base.register_modules(**{component: stock})
-    apply_pyramid(base, loaded.pyramid, [1, 1, 2])
+    apply_pyramid(base, folder, [1, 1, 2])  # with the folder's own frame rate, as `loaded`
     apply_pyramid(loaded.pipe, loaded.pyramid, [1, 1, 2])
     assert torch.equal(sample(base, case), sample(loaded.pipe, case))
 
@@ -97,7 +97,7 @@ def test_low_rank_matrices_change_the_stock_pipeline(name, tuning, saved, tmp_pa
     after = sample(stock, case)
     assert float((after - before).abs().max()) > 1e-4
     loaded = PyramidPipeline.from_pretrained(folder)
-    apply_pyramid(stock, loaded.pyramid, [1, 1, 2])
+    apply_pyramid(stock, folder, [1, 1, 2])
     apply_pyramid(loaded.pipe, loaded.pyramid, [1, 1, 2])
     assert torch.equal(sample(stock, case), sample(loaded.pipe, case))
     mine = trainer.pipeline()

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tpdiff.training.config import Config, DataConfig, LogConfig
+from tpdiff.training.config import Config, LogConfig
+from tpdiff.training.data_config import DataConfig
 from tpdiff.training.load_config import build, build_config, read_values
 from tpdiff.training.section import Section
 

@@ -7,7 +7,8 @@ from tpdiff.data import ClipDataset, DataError, ShardDataset, scan
 from tpdiff.data.buckets import Bucket, Buckets
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.training.clip_encoder import ClipEncoder
-from tpdiff.training.config import Config, DataConfig
+from tpdiff.training.config import Config
+from tpdiff.training.data_config import DataConfig
 from tpdiff.training.pipeline_encoder import open_encoder
 from tpdiff.training.setup import open_dataset
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tpdiff.data import ClipDataset
 from tpdiff.data.store import load_array, store_array
-from tpdiff.training.config import DataConfig
+from tpdiff.training.data_config import DataConfig
 
 MEMORY_BUDGET = 2 * 1024**3  # bytes of one process
 BLOCK = 4096  # bytes; what a small file takes at the least

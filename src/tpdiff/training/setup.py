@@ -15,7 +15,8 @@ from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition,
 from tpdiff.models.text import load_text_encoder
 from tpdiff.pyramid.geometry import check_video_size
 from tpdiff.training import checkpoint as ckpt
-from tpdiff.training.config import Config, DataConfig
+from tpdiff.training.config import Config
+from tpdiff.training.data_config import DataConfig
 from tpdiff.training.section import Section
 
 

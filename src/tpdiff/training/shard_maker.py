@@ -26,7 +26,7 @@ from tpdiff.data.stream import legal_starts
 from tpdiff.data.video import grid_length, inspect, read_clip
 from tpdiff.files import write_whole
 from tpdiff.training.clip_encoder import ClipEncoder
-from tpdiff.training.config import DataConfig
+from tpdiff.training.data_config import DataConfig
 
 Tick = Callable[[int, int], None]  # (files done, clips encoded) since the last
 
