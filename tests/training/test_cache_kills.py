@@ -135,6 +135,14 @@ def count_writers(command):
         return 0
 
 
+def is_alive(process):
+    """It may end between two looks."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def kill_the_command(recipe, out, delay):
     """Whether the command was killed before it was done."""
     arguments = ["cache", str(recipe), "--out", str(out), "--workers", "2", "--shards", "8"]
@@ -151,7 +159,7 @@ def kill_the_command(recipe, out, delay):
     os.kill(run.pid, signal.SIGKILL)
     run.join(PATIENCE)
     until = time.monotonic() + 30
-    while left := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+    while left := [process for process in processes if is_alive(process)]:
         assert time.monotonic() < until, f"left behind: {left}"
         time.sleep(0.01)
     return True
