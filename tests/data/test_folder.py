@@ -112,6 +112,7 @@ def test_csv(folder):
         ('["b.mp4"]', r"line 2: not a JSON object"),
         ('{"caption": "a dog"}', r"line 2: no file_name"),
         ('{"file_name": "b.mp4", "caption": 3}', r"line 2: caption must be text, got 3"),
+        ('{"file_name": "b.mp4", "split": "test"}', r"line 2: 'b.mp4' is of split 'test', in line 1 of None; what is"),
         ('{"file_name": "../b.mp4", "caption": "x"}', r"line 2: file_name '../b.mp4' leads out of the folder"),
         ('{"file_name": "/b.mp4", "caption": "x"}', r"line 2: file_name '/b.mp4' leads out of the folder"),
     ],

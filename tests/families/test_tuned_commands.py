@@ -20,6 +20,7 @@ from tpdiff.evaluation.made import open_model
 from tpdiff.pyramid import Pyramid
 from tpdiff.sampling.apply import apply_pyramid, remove_pyramid
 from tpdiff.sampling.export import original_matrices
+from tpdiff.sampling.opening import open_pipeline
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import TOLD, Tuned, TunedPipeline, low_rank_matrices
 from tpdiff.schedulers import schedule_of
@@ -59,13 +60,14 @@ def test_sampling_keeps_to_the_pipelines_ways(run, tmp_path):
         "five": ["--guidance-scale", 5],
         "none": ["--guidance-scale", 1],
         "away": ["--negative-prompt", "the blue ball"],
+        "offloaded": ["--offload"],
     }.items():
         code, out, err = call("sample", folder, "--prompt", prompt, *quick, *options, "--out", tmp_path / f"{name}.mp4")
         assert code == 0, err
         assert json.loads(out)[0]["prompt"] == prompt
         assert size_of(tmp_path / f"{name}.mp4") == WAN.narrow
-    made = {name: (tmp_path / f"{name}.mp4").read_bytes() for name in ("own", "five", "none", "away")}
-    assert made["own"] == made["five"] and len(set(made.values())) == 3  # 5 is this pipeline's own
+    made = {name: (tmp_path / f"{name}.mp4").read_bytes() for name in ("own", "five", "none", "away", "offloaded")}
+    assert made["own"] == made["five"] == made["offloaded"] and len(set(made.values())) == 3  # 5 is this pipeline's own
     options = ["--size", "32x48", "--frames", 33, "--num-videos", 2, "--out", tmp_path / "more"]
     code, _, err = call("sample", folder, *quick, *options)
     assert code == 0, err
@@ -85,6 +87,15 @@ def test_sampling_keeps_to_the_pipelines_ways(run, tmp_path):
     said = refused_in_a_line("sample", folder, "--image", tmp_path / "first.png", "--out", tmp_path / "no.mp4")
     assert "WanPipeline takes no image; leave it out" in said
     assert not (tmp_path / "no.mp4").exists()
+
+
+def test_what_is_offloaded_waits_on_the_cpu(run):
+    """The hooks that move a part to the device and back; here from the CPU to itself."""
+    folder, cpu = run(WAN, steps=1), torch.device("cpu")
+    hooks = open_pipeline(folder, cpu, offload=True)[0].pipe._all_hooks
+    parts = {"T5EncoderModel", "WanTransformer3DModel", "AutoencoderKLWan"}
+    assert {type(hook.model).__name__ for hook in hooks} == parts
+    assert not open_pipeline(folder, cpu)[0].pipe._all_hooks
 
 
 def test_videos_for_vbench(run, tmp_path):

@@ -38,6 +38,7 @@ def test_steps_given_once_win_over_the_pipelines():
     assert scheduler.num_inference_steps == 50
     scheduler.set_timesteps(sigmas=np.linspace(1, 0.1, 10))
     assert scheduler.num_inference_steps == 50
+    assert staged(make(EULER), steps=11).config.steps == [5, 3, 3]
 
 
 @pytest.mark.parametrize("name", [EULER, "FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler"])

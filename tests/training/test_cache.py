@@ -244,6 +244,15 @@ def test_bad_files_are_skipped_until_they_are_too_many(encoding, folder, tmp_pat
         make_cache(encoding(folder=folder), tmp_path / "strict", shards=2)
 
 
+def test_a_video_that_is_listed_twice_is_refused(encoding, folder, tmp_path):
+    metadata = folder / "metadata.jsonl"
+    first = next(line for line in metadata.read_text().splitlines() if json.loads(line)["split"] == "train")
+    metadata.write_text(metadata.read_text() + json.dumps(json.loads(first) | {"caption": "the same again"}) + "\n")
+    with pytest.raises(DataError, match=r"\.mp4 is listed 2 times; shards hold a video once"):
+        make_cache(encoding(folder=folder), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.fixture
 def maker(encoding, tmp_path):
     config = encoding("data.starts=2")

@@ -51,3 +51,11 @@ def test_a_cache_says_what_it_cuts(encoding, bert, tmp_path, recwarn, kind, line
     make_cache(encoding(*texts(bert, 7), f"condition.kind={kind}"), tmp_path / "cache", shards=1)
     assert len(told(recwarn)) == lines
     assert all(said.startswith("1 of 2 captions (50%)") for said in told(recwarn))
+
+
+def test_more_places_than_the_encoder_has_are_refused(tiny, encoding, bert, tmp_path):
+    message = "has places for 32 tokens, not 33; nearest: 32"
+    with pytest.raises(ValueError, match=message):
+        Trainer(tiny("train.steps=1", *texts(bert, 33)), tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        make_cache(encoding(*texts(bert, 33)), tmp_path / "cache")

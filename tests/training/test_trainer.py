@@ -358,6 +358,7 @@ def test_text_conditions_carry_the_encoder_s_states(tiny, tmp_path, bert):
     assert calls[0]["encoder_hidden_states"].shape == (6, 9, 16)
     assert calls[0]["encoder_attention_mask"].dtype == torch.bool
     assert trainer.pipeline().config.text_source == str(bert)
+    assert trainer.pipeline().conditioner is trainer.trainee.conditioner, "its encoder is not loaded once more"
 
 
 def test_without_a_condition_noise_is_aligned_over_the_whole_batch(tiny, tmp_path):

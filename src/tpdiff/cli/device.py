@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "bfloat16", "float16")
+Offload = Annotated[
+    bool, typer.Option("--offload", help="Keep on the CPU what is not at work: for a GPU that cannot hold all of it.")
+]
 
 
 def as_device(name: str | None) -> torch.device:

@@ -13,7 +13,7 @@ import typer
 
 from tpdiff.cli.bars import progress_bars
 from tpdiff.cli.data import parse_size
-from tpdiff.cli.device import as_device, as_dtype
+from tpdiff.cli.device import Offload, as_device, as_dtype
 from tpdiff.cli.quiet import quiet
 from tpdiff.cli.sample import _steps
 
@@ -59,6 +59,7 @@ def evaluate(
     dtype: Annotated[
         str | None, typer.Option(help="Of a fine-tuned pipeline's weights; bfloat16 on cuda, else float32.")
     ] = None,
+    offload: Offload = False,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -87,7 +88,7 @@ def evaluate(
     model = None
     if sampled:
         asked: dict[str, Any] = {"steps": counts, "guidance_scale": guidance_scale, "solver": solver, "batch": batch}
-        model = making.open_model(made, geometry, **asked, device=where, dtype=kind)
+        model = making.open_model(made, geometry, **asked, device=where, dtype=kind, offload=offload)
         if similarity is not None and not model.told:
             raise ValueError(f"--clip compares clips with their captions, and the model in {made} is told none")
     if similarity is not None and ours is not None:

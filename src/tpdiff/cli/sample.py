@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tpdiff.cli.data import parse_size
-from tpdiff.cli.device import as_device, as_dtype
+from tpdiff.cli.device import Offload, as_device, as_dtype
 from tpdiff.cli.quiet import quiet
 
 OTHER_KINDS = (".avi", ".gif", ".mkv", ".mov", ".png", ".webm", ".webp")
@@ -39,6 +39,7 @@ def sample(
     dtype: Annotated[
         str | None, typer.Option(help="Of a fine-tuned pipeline's weights; bfloat16 on cuda, else float32.")
     ] = None,
+    offload: Offload = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Make videos with a trained model."""
@@ -62,7 +63,7 @@ def sample(
     for path in paths:
         check_writable(path)
     keep_freed_memory()
-    pipeline, _ = open_pipeline(model, place, kind)
+    pipeline, _ = open_pipeline(model, place, kind, offload)
     if pictures and not isinstance(pipeline, TunedPipeline):
         raise ValueError("this model starts from no picture; leave out --image")
     pipeline.conditioner.check([*texts, negative_prompt])

@@ -12,7 +12,7 @@ import typer
 
 from tpdiff.cli.bars import progress_bar
 from tpdiff.cli.data import AsJson, parse_size
-from tpdiff.cli.device import as_device, as_dtype
+from tpdiff.cli.device import Offload, as_device, as_dtype
 from tpdiff.cli.quiet import quiet
 from tpdiff.cli.sample import _steps
 
@@ -47,6 +47,7 @@ def make(
     dtype: Annotated[
         str | None, typer.Option(help="Of a fine-tuned pipeline's weights; bfloat16 on cuda, else float32.")
     ] = None,
+    offload: Offload = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the videos of a set, or those that are still missing."""
@@ -81,7 +82,7 @@ def make(
         return custom_set(source, dimensions, num_videos, seed)
 
     asked(dimension or ())  # whatever is wrong with them is said before a model is loaded
-    pipeline, sampling = _open(model, device, dtype, chosen)
+    pipeline, sampling = _open(model, device, dtype, offload, chosen)
     wanted = continued(out, lambda names: replace(asked(names), sampling=sampling), dimension or ())
     with progress_bar("sampling", hidden=as_json) as progress:
         made = make_videos(pipeline, wanted, out, source.read_bytes(), progress)
@@ -117,7 +118,9 @@ def read(
         _tell(measured, folder)
 
 
-def _open(model: Path, device: str | None, dtype: str | None, chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _open(
+    model: Path, device: str | None, dtype: str | None, offload: bool, chosen: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """A model to sample from, and all that its samples depend on beside prompt and seed."""
     from tpdiff.evaluation.weights import weights_digest
     from tpdiff.models.memory import keep_freed_memory
@@ -127,7 +130,7 @@ def _open(model: Path, device: str | None, dtype: str | None, chosen: dict[str, 
 
     place, asked = as_device(device), None if dtype is None else as_dtype(dtype)
     keep_freed_memory()
-    pipeline, kind = open_pipeline(model, place, asked)
+    pipeline, kind = open_pipeline(model, place, asked, offload)
     split_steps(chosen["steps"], len(pipeline.pyramid))
     usual = dict(zip(("num_frames", "height", "width"), pipeline.config.default_size, strict=True))
     told = chosen | {name: value for name, value in usual.items() if chosen[name] is None}

@@ -143,7 +143,8 @@ def _from_neighbours(folder: Path, videos: list[Path]) -> FolderScan:
 
 def _from_metadata(folder: Path, metadata: Path, videos: list[Path]) -> FolderScan:
     rows = _jsonl(metadata) if metadata.suffix == ".jsonl" else _csv(metadata)
-    entries, skipped, listed = [], [], set()
+    entries, skipped = [], []
+    listed: dict[Path, tuple[int, str | None]] = {}
     for line, row in rows:
         name = _text(row, "file_name", metadata, line)
         if not name:
@@ -153,7 +154,12 @@ def _from_metadata(folder: Path, metadata: Path, videos: list[Path]) -> FolderSc
         caption = _text(row, "caption", metadata, line) or _text(row, "text", metadata, line)
         split = _text(row, "split", metadata, line)
         path = folder / name
-        listed.add(path)
+        before, other = listed.setdefault(path, (line, split))
+        if other != split:
+            raise DataError(
+                f"{metadata}, line {line}: {name!r} is of split {split!r}, in line {before} of {other!r}; what is "
+                "held out must not be trained on"
+            )
         if not path.is_file():
             skipped.append(BadFile(path, f"listed in {metadata.name}, line {line}, but no such file", split))
             continue

@@ -5,15 +5,11 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
-import torch
-
 from tpdiff.data import ClipDataset, collate
 from tpdiff.evaluation.latency import count_flops
-from tpdiff.training.clean import clean_pair
 from tpdiff.training.config import Config
-from tpdiff.training.objective import stage_loss
 from tpdiff.training.randomness import sample_generators
-from tpdiff.training.trainee import Told
+from tpdiff.training.step import MicroBatch
 from tpdiff.training.trainer import Trainer
 
 
@@ -57,24 +53,9 @@ def steps_within(config: Config, out: Path, budget: float, dataset: ClipDataset)
 def _stage_pass(trainer: Trainer, stage: int, size: int) -> Callable[[], None]:
     """A forward and backward pass of so many clips at a stage, all else done beforehand."""
     batch = collate([trainer.dataset[i] for i in range(size)])
-    latents = trainer.latents.of_batch(batch)
-    told = Told(batch["caption"], batch.get("video"), latents, sample_generators(trainer.config.seed, batch["index"]))
-    denoise, original = trainer.trainee.denoiser(trainer.wrapped, told), trainer.trainee.original(told)
+    encoded = MicroBatch(trainer, batch, batch["caption"], sample_generators(trainer.config.seed, batch["index"]))
 
     def step() -> None:
-        with trainer.accelerator.autocast():
-            clean, coarse = clean_pair(trainer.pyramid, latents, stage)
-            part = stage_loss(
-                denoise,
-                trainer.trainee.convention,
-                clean,
-                coarse,
-                stage,
-                batch["caption"],
-                trainer.config.train,
-                torch.Generator().manual_seed(stage),
-                original,
-            )
-        part.loss.backward()
+        encoded.loss(stage).loss.backward()
 
     return step

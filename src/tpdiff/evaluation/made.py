@@ -167,6 +167,7 @@ def open_model(
     batch: int | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    offload: bool = False,
 ) -> Model:
     """A model to sample clips of this geometry from.
 
@@ -178,14 +179,14 @@ def open_model(
         solver: as `Sampling`'s; None: "euler", or a fine-tuned pipeline's own scheduler.
         batch: clips made at a time; None: 16, of a fine-tuned pipeline 4.
         device: where to sample.
-        dtype: as for `open_pipeline`.
+        dtype, offload: as for `open_pipeline`.
 
     Raises:
         ValueError: a size, a number of steps or an option that the model cannot serve.
         FileNotFoundError: no model there.
     """
     folder, place = newest_checkpoint(Path(path)), torch.device(device)
-    pipeline, kind = open_pipeline(folder, place, dtype)
+    pipeline, kind = open_pipeline(folder, place, dtype, offload)
     if isinstance(pipeline, TunedPipeline):
         told = {"solver": solver, "guidance_scale": guidance_scale}
         pipeline.check_options([name for name, value in told.items() if value is not None])

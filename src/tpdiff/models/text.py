@@ -49,14 +49,15 @@ def text_encoder_path(source: str) -> str:
     return str(get_model_path())
 
 
-def load_text_encoder(source: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def load_text_encoder(source: str, max_length: int = 0) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The encoder (evaluation mode, frozen) and its tokenizer.
 
     Args:
         source: "minilm", a folder, or a hub name of a model that loads with `AutoModel` from safetensors.
+        max_length: tokens that it will be given.
 
     Raises:
-        ValueError: nothing usable there.
+        ValueError: nothing usable there, or an encoder that has places for fewer tokens.
     """
     path = text_encoder_path(source)
     try:
@@ -65,6 +66,9 @@ def load_text_encoder(source: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     except (OSError, ValueError) as error:
         known = f" ({Path(path).resolve()} does not exist)" if "/" in path and not Path(path).exists() else ""
         raise ValueError(f"no text encoder in {source!r}{known}: {' '.join(str(error).split())}") from error
+    places = getattr(model.config, "max_position_embeddings", None)
+    if places is not None and max_length > places:
+        raise ValueError(f"text encoder {source!r} has places for {places} tokens, not {max_length}; nearest: {places}")
     model = getattr(model, "encoder", model) if getattr(model.config, "is_encoder_decoder", False) else model
     return model.eval().requires_grad_(False), tokenizer
 

@@ -11,7 +11,9 @@ from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
 from tpdiff.sampling.trained import TOLD
 
 
-def open_pipeline(model: Path, device: torch.device, dtype: torch.dtype | None = None) -> tuple[Any, torch.dtype]:
+def open_pipeline(
+    model: Path, device: torch.device, dtype: torch.dtype | None = None, offload: bool = False
+) -> tuple[Any, torch.dtype]:
     """A `PyramidPipeline` or `TunedPipeline` on a device, and the dtype of its weights.
 
     Args:
@@ -19,6 +21,7 @@ def open_pipeline(model: Path, device: torch.device, dtype: torch.dtype | None =
         device: where to sample.
         dtype: of the weights of a fine-tuned pipeline; None: bfloat16 on CUDA, else float32. Networks of tpdiff's own
             stay in float32.
+        offload: whether its parts wait on the CPU and come to the device one at a time.
 
     Raises:
         FileNotFoundError: no model there.
@@ -28,7 +31,11 @@ def open_pipeline(model: Path, device: torch.device, dtype: torch.dtype | None =
     tuned = (folder / TOLD).is_file()
     usual = torch.bfloat16 if device.type == "cuda" else torch.float32
     kind = (dtype or usual) if tuned else torch.float32
-    pipeline = PyramidPipeline.from_pretrained(folder, dtype=kind).to(device)
+    pipeline = PyramidPipeline.from_pretrained(folder, dtype=kind)
+    if offload:
+        (pipeline.pipe if tuned else pipeline).enable_model_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
     if not tuned:
         pipeline.set_progress_bar_config(disable=True)
     return pipeline, kind

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -106,7 +107,6 @@ class PyramidPipeline(DiffusionPipeline):
         self.pyramid = Pyramid.from_config(pyramid)
         check_policy(timestep_policy, self.pyramid)
         self.video_processor = VideoProcessor()
-        self._conditioner: Conditioner | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -137,14 +137,9 @@ class PyramidPipeline(DiffusionPipeline):
             )
         return pipeline
 
-    @property
+    @cached_property
     def conditioner(self) -> Conditioner:
         """How this model turns prompts into network inputs; loads the text encoder on first use."""
-        if self._conditioner is None:
-            self._conditioner = self._make_conditioner()
-        return self._conditioner
-
-    def _make_conditioner(self) -> Conditioner:
         if self.config.labels:
             return LabelCondition(self.config.labels)
         if self.text_encoder is None and self.config.text_source is None:

@@ -41,7 +41,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         base_scheduler: FlowMatchEuler, FlowMatchHeun, UniPC, DPM-Solver multistep, DDIM, CogVideoXDDIM, Euler or Heun;
             copied, never changed. A dict is its saved configuration.
         pyramid: on the base scheduler's noise schedule (`schedule_of`). A dict is its saved configuration.
-        steps: one count a stage, coarsest first; wins over `set_timesteps`'s `num_inference_steps`.
+        steps: a total, or one count a stage, coarsest first; wins over `set_timesteps`'s `num_inference_steps`.
         timestep_policy: what the network is told: "native", the base scheduler's own time of the current noise level,
             or "pyramid_flow", arc length over the overlapping stages (`train.timestep_policy`, Pyramid Flow).
         per_stage_target: the network's flow is per unit of a stage's own time (Pyramid Flow's checkpoints), not of σ.
@@ -66,7 +66,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         self,
         base_scheduler: Any,
         pyramid: Pyramid | dict,
-        steps: Sequence[int] | None = None,
+        steps: int | Sequence[int] | None = None,
         timestep_policy: str = "native",
         per_stage_target: bool = False,
         applied: bool = False,
@@ -82,7 +82,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         self.register_to_config(
             base_scheduler=described(self.base),
             pyramid=self.pyramid.config(),
-            steps=None if steps is None else split_steps(list(steps), len(self.pyramid)),
+            steps=None if steps is None else split_steps(steps, len(self.pyramid)),
             timestep_policy=timestep_policy,
             per_stage_target=per_stage_target,
             applied=applied,

@@ -113,7 +113,8 @@ def make_cache(
     if not data.path:
         raise ValueError("data.path is required, the folder of videos to encode")
     _listed(out)
-    scan(data.path, data.split, pictures=True)  # what is wrong with either is said before models are fetched
+    # what is wrong with either is said before models are fetched
+    _refuse_repeated(scan(data.path, data.split, pictures=True).entries)
     encoder = open_encoder(config, None)
     buckets = open_buckets(config, encoder)
     found = scan(data.path, data.split, pictures=buckets.pictures)
@@ -208,6 +209,13 @@ def _refuse_losses(out: Path, plan: Mapping[str, Sequence[Source]], config: Conf
             f"{len(gone)} of the {len(known)} videos in {out} are not among those of {config.data.path} any more, such "
             f"as {gone[0]}; give another folder as --out, or --prune to drop their clips"
         )
+
+
+def _refuse_repeated(entries: Sequence[Entry]) -> None:
+    """Refuse a video that the metadata list twice, whose clips would have the same keys."""
+    for path, count in Counter(entry.path for entry in entries).items():
+        if count > 1:
+            raise DataError(f"{path} is listed {count} times; shards hold a video once, with one caption")
 
 
 def _clear(out: Path, plan: Mapping[str, Any]) -> None:

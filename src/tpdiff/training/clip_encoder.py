@@ -92,7 +92,7 @@ class OwnEncoder(ClipEncoder):
         super().__init__(config, device, pyramid, autoencoder, geometry, {})
         self._text: Any = None
         if config.condition.kind == "text":
-            encoder, tokenizer = load_text_encoder(config.condition.encoder)
+            encoder, tokenizer = load_text_encoder(config.condition.encoder, config.condition.max_length)
             self._text = encoder.to(self.device), tokenizer
         self.settings = {
             "model.autoencoder": identity(autoencoder),

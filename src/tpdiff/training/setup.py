@@ -81,7 +81,7 @@ def build_conditioner(config: Config, dataset: ClipDataset | ShardDataset, devic
         assert dataset.empty_prompt is not None  # `open_source` saw to it
         empty = padded(dataset.empty_prompt, condition.max_length)
         return StoredText(condition.encoder, condition.max_length, empty)
-    encoder, tokenizer = load_text_encoder(condition.encoder)
+    encoder, tokenizer = load_text_encoder(condition.encoder, condition.max_length)
     text = TextCondition(encoder.to(device), tokenizer, condition.max_length)
     text.encode_ahead([None, *dataset.captions])
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,50 @@ from tpdiff.training.trainee import Told
 
 if TYPE_CHECKING:
     from tpdiff.training.trainer import Trainer
+
+
+class MicroBatch:
+    """Clips, encoded once, of which the losses of several stages are taken.
+
+    Args:
+        trainer: whose network is asked.
+        batch: clips as `tpdiff.data.collate` puts them together.
+        prompts: what the network is told of each.
+        generators: one a clip; all that is drawn of its noise and times comes from there, in turn.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        batch: dict[str, Any],
+        prompts: Sequence[str | None],
+        generators: list[torch.Generator],
+    ):
+        self._trainer, self._index, self._generators = trainer, batch["index"], generators
+        self._latents = trainer.latents.of_batch(batch)
+        told = Told(prompts, batch.get("video"), self._latents, generators, known_text(batch))
+        self._denoise, self._original = trainer.trainee.denoiser(trainer.wrapped, told), trainer.trainee.original(told)
+        conditioned = trainer.config.condition.kind != "none"
+        self._alike = batch["caption"] if conditioned else prompts  # within it noise is aligned
+
+    def loss(self, stage: int) -> StageLoss:
+        """The loss of a stage, 0 the finest, with what it takes to go backward."""
+        trainer, config = self._trainer, self._trainer.config
+        draws = network_draws(config.seed, self._index, stage, trainer.device)
+        with trainer.accelerator.autocast(), draws:
+            clean, coarse = clean_pair(trainer.pyramid, self._latents, stage)
+            return stage_loss(
+                self._denoise,
+                trainer.trainee.convention,
+                clean,
+                coarse,
+                stage,
+                self._alike,
+                config.train,
+                self._generators,
+                self._original,
+                trainer.accelerator,
+            )
 
 
 def take_step(trainer: Trainer, batches: list[dict[str, Any]]) -> tuple[list[StageLoss], Tensor]:
@@ -58,32 +103,13 @@ def check_values(trainer: Trainer, values: list[tuple[int, float, float]]) -> No
 
 def _take_batch(trainer: Trainer, batch: dict[str, Any], micro: int, count: int) -> list[StageLoss]:
     """The losses and gradients of one micro-batch of `count`."""
-    config, accelerator, parts = trainer.config, trainer.accelerator, []
-    own = sample_generators(config.seed, batch["index"])
-    latents = trainer.latents.of_batch(batch)
-    prompts = _prompts(trainer, batch["caption"], own)
-    told = Told(prompts, batch.get("video"), latents, own, known_text(batch))
-    alike = batch["caption"] if config.condition.kind != "none" else prompts  # within it noise is aligned
-    denoise, original = trainer.trainee.denoiser(trainer.wrapped, told), trainer.trainee.original(told)
+    own = sample_generators(trainer.config.seed, batch["index"])
+    encoded, parts = MicroBatch(trainer, batch, _prompts(trainer, batch["caption"], own), own), []
     stages = trainer.mix.stages(trainer.step, micro)
     for k in stages:
-        last = micro == count - 1 and k == stages[-1]
-        draws = network_draws(config.seed, batch["index"], k, trainer.device)
-        with _exchange(trainer, last), accelerator.autocast(), draws:
-            clean, coarse = clean_pair(trainer.pyramid, latents, k)
-            part = stage_loss(
-                denoise,
-                trainer.trainee.convention,
-                clean,
-                coarse,
-                k,
-                alike,
-                config.train,
-                own,
-                original,
-                accelerator,
-            )
-        accelerator.backward(part.loss / (len(stages) * count / trainer.mix.counts(k)))
+        with _exchange(trainer, now=micro == count - 1 and k == stages[-1]):
+            part = encoded.loss(k)
+            trainer.accelerator.backward(part.loss / (len(stages) * count / trainer.mix.counts(k)))
         parts.append(replace(part, loss=part.loss.detach()))
     return parts
 

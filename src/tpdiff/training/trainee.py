@@ -146,7 +146,7 @@ class OwnNetwork:
 
     def pipeline(self, network: nn.Module) -> PyramidPipeline:
         condition, data = self.config.condition, self.config.data
-        return PyramidPipeline(
+        pipeline = PyramidPipeline(
             network,  # type: ignore[arg-type]
             vae=self._latents.autoencoder,
             pyramid=self.convention.pyramid.config(),
@@ -161,3 +161,5 @@ class OwnNetwork:
             text_source=condition.encoder if condition.kind == "text" else None,
             max_text_length=condition.max_length,
         )
+        pipeline.conditioner = self.conditioner  # with what it has encoded, and no text encoder loaded again
+        return pipeline
