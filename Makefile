@@ -9,6 +9,8 @@ MINUTES ?= 15
 TORCH_INDEX ?=
 # Where studies keep what is finished. The project's own results are in docs/results; RESULTS=mine measures afresh.
 RESULTS ?= docs/results
+# Where they work: the weights behind some results are never those behind others.
+WORK ?= $(if $(filter docs/results,$(RESULTS)),runs,runs/$(RESULTS))
 # A PyTorch that already drives a GPU is used as it is.
 HAS_CUDA := $(shell $(PYTHON) -c "import torch; print(int(torch.cuda.is_available()))" 2>/dev/null)
 
@@ -46,17 +48,17 @@ frame-cost: $(VENV)/.installed  ## Tokens, seconds and memory by the number of f
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/frame_cost.py --device $(or $(DEVICE),cpu) --results $(RESULTS)
 
 claim: $(VENV)/.installed  ## Vanilla against pyramid: learning rates, three seeds, hours; resumable (DEVICE=cuda: larger)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-flow.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-flow.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
 
 conversion: $(VENV)/.installed  ## A pretrained model made pyramidal for a tenth of its training, judged; hours, resumable (DEVICE=cuda: larger)
-	$(BIN)/python benchmarks/conversion.py configs/conversion-wan.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
-	$(BIN)/python benchmarks/conversion.py configs/conversion-animatediff.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
+	$(BIN)/python benchmarks/conversion.py configs/conversion-wan.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
+	$(BIN)/python benchmarks/conversion.py configs/conversion-animatediff.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
 
 ablations: $(VENV)/.installed  ## What each part of the method is worth, by equal operations; hours, resumable (DEVICE=cuda: larger)
-	$(BIN)/python benchmarks/ablations.py configs/ablation-fronts.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
-	$(BIN)/python benchmarks/ablations.py configs/ablation-jumps.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
-	$(BIN)/python benchmarks/ablations.py configs/ablation-stages.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
-	$(BIN)/python benchmarks/ablations.py configs/ablation-alignment.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-fronts.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-jumps.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-stages.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
+	$(BIN)/python benchmarks/ablations.py configs/ablation-alignment.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
 
 clean:  ## Remove the environment and the demo
 	rm -rf $(VENV) demo

@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from study_command import carry_out, command, say, size_of, stop_with, study_parser
+from study_command import carry_out, command, heed, say, size_of, stop_with, study_parser
 
 from tpdiff.evaluation.ablation import load_ablation
 from tpdiff.evaluation.ablation_page import finished, write_page
 from tpdiff.evaluation.ablation_run import AblationDesk, run_variant
 from tpdiff.evaluation.judge import open_judge
+from tpdiff.evaluation.kept import own_work
 from tpdiff.evaluation.study import make_data
 from tpdiff.training.progress import ProgressReport
 
@@ -37,8 +38,9 @@ def _run(args: argparse.Namespace) -> Path | None:
         if name not in study.variants:
             raise ValueError(f"no variant {name!r}; there are {', '.join(study.variants)}")
     work, results = args.work / study.name, args.results / study.name
+    own_work(work, results)
     data = make_data(study.data, work / "data")
-    judge = open_judge(study.config(study.trained[0], data, study.seeds[0], 1), work / "cache")
+    judge = open_judge(study.config(study.trained[0], data, study.seeds[0], 1), work / "cache", heed=heed)
     desk = AblationDesk(study, data, work, results, judge, say=say, on_trainer=stop_with)
     with ProgressReport(study.name) as report:
         desk.tell = lambda variant, status: report(status, variant)

@@ -13,20 +13,20 @@ import argparse
 from pathlib import Path
 
 from originals import ORIGINALS, Original
-from study_command import carry_out, command, say, size_of, stop_with, study_parser
+from study_command import carry_out, command, heed, say, size_of, stop_with, study_parser
 
 from tpdiff.evaluation.conversion import AutoencoderPart, load_conversion
 from tpdiff.evaluation.conversion_page import finished, write_page
 from tpdiff.evaluation.conversion_run import ConversionDesk, run_conversion
 from tpdiff.evaluation.judge import open_judge
-from tpdiff.evaluation.study import make_data
+from tpdiff.evaluation.kept import own_work, refuse_others
+from tpdiff.evaluation.study import make_data, read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted
-from tpdiff.recipes import recipe_path
 from tpdiff.training.autoencoder import AutoencoderTrainer
-from tpdiff.training.autoencoder_config import AutoencoderConfig, load_recipe
 from tpdiff.training.checkpoint import write_pipeline
 from tpdiff.training.progress import ProgressReport
 
+MADE = "made.json"  # says what an autoencoder was trained with
 QUALITY = "quality.json"  # the last thing that the training of an autoencoder writes
 
 
@@ -41,6 +41,7 @@ def _run(args: argparse.Namespace) -> Path | None:
     study = load_conversion(args.study, size_of(args))
     build_original = _named(study.original.kind)
     work, results = args.work / study.name, args.results / study.name
+    own_work(work, results)
     data = make_data(study.data, work / "data")
     with ProgressReport(study.name) as report:
         autoencoder = _autoencoder(study.original.autoencoder, work, report)
@@ -48,7 +49,7 @@ def _run(args: argparse.Namespace) -> Path | None:
         def build_base(seed: int, folder: Path) -> None:
             write_pipeline(folder, build_original(study.original.network, autoencoder, seed))
 
-        judge = open_judge(study.original_config(data, work, study.seeds[0]), work / "cache")
+        judge = open_judge(study.original_config(data, work, study.seeds[0]), work / "cache", heed=heed)
         desk = ConversionDesk(study, data, work, results, judge, build_base, say=say, on_trainer=stop_with)
         desk.tell = lambda run, status: report(status, run)
         for seed in args.seed or study.seeds:
@@ -63,13 +64,17 @@ def _named(kind: str) -> Original:
 
 
 def _autoencoder(part: AutoencoderPart, work: Path, report: ProgressReport) -> str:
-    """The folder of the trained autoencoder."""
+    """The folder of the trained autoencoder.
+
+    Raises:
+        ValueError: the one that is there was trained by another recipe, or on other clips.
+    """
     out = work / "autoencoder"
+    refuse_others(out, read_result(out / MADE), part.settings)
     if not (out / QUALITY).is_file():
-        data = make_data(part.data, work / "autoencoder-data")
-        config = load_recipe(recipe_path(part.recipe), [f"data.path={data}"])
-        assert isinstance(config, AutoencoderConfig)
+        config = part.config(make_data(part.data, work / "autoencoder-data"))
         trainer = AutoencoderTrainer(config, out, resume=(out / "config.yaml").exists())
+        write_result(out / MADE, {"made": {"asked": part.settings}})
         stop_with(trainer)
         trainer.run(report)
         trainer.save()

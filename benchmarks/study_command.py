@@ -16,6 +16,9 @@ from tpdiff.evaluation.study_run import Interrupted
 ROOT = Path(__file__).resolve().parents[1]
 
 
+_asked: list[int] = []  # the signals that asked for a stop
+
+
 class Stoppable(Protocol):
     """What ends at its next step when asked."""
 
@@ -27,7 +30,7 @@ def study_parser(doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="a study's YAML")
     _add_device(parser)
-    parser.add_argument("--work", type=Path, default=Path("runs"), help="for data and checkpoints")
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="for data and checkpoints, of one --results")
     _add_results(parser)
     parser.add_argument("--seed", type=int, action="append", help="only this seed")
     return parser
@@ -87,14 +90,24 @@ def say(text: str) -> None:
 
 
 def stop_with(run: Stoppable) -> None:
-    """Let Ctrl-C, or a request to terminate, end a run at its next step, and a second one whatever goes on."""
+    """Let Ctrl-C, or a request to terminate, end a run at its next step, and a second one whatever goes on; at once
+    where it was asked for before, while no run was under way."""
 
-    def at_its_next_step(*_: object) -> None:
+    def at_its_next_step(number: int, *_: object) -> None:
+        _asked.append(number)
         run.request_stop()
         say("stopping at the next step; once more: at once")
         _on_signals(signal.default_int_handler)
 
     _on_signals(at_its_next_step)
+    if _asked:
+        run.request_stop()
+
+
+def heed() -> None:
+    """Raise Interrupted where a stop was asked for."""
+    if _asked:
+        raise Interrupted
 
 
 def _on_signals(handler: Callable[..., object]) -> None:

@@ -13,9 +13,10 @@ import argparse
 import json
 from pathlib import Path
 
-from study_command import carry_out, command, say, size_of, stop_with, study_parser
+from study_command import carry_out, command, heed, say, size_of, stop_with, study_parser
 
 from tpdiff.evaluation.judge import open_judge
+from tpdiff.evaluation.kept import own_work
 from tpdiff.evaluation.study import load_study, make_data
 from tpdiff.evaluation.study_page import finished_seeds, write_page
 from tpdiff.evaluation.study_run import Desk, best_rates, run_seed, run_trial
@@ -35,9 +36,10 @@ def _run(args: argparse.Namespace) -> Path | None:
     """The page of what is finished."""
     study = load_study(args.study, size_of(args))
     work, results = args.work / study.name, args.results / study.name
+    own_work(work, results)
     data = make_data(study.data, work / "data")
     config = study.config(next(iter(study.arms)), data, study.seeds[0], study.learning_rates[0], study.seconds)
-    desk = Desk(study, data, work, results, open_judge(config, work / "cache"), say=say, on_arms=stop_with)
+    desk = Desk(study, data, work, results, open_judge(config, work / "cache", heed=heed), say=say, on_arms=stop_with)
     only = args.trial is not None or args.seed is not None
     with ProgressReport(study.name) as report:
         desk.tell = lambda arm, status: report(status, arm)

@@ -255,6 +255,9 @@ def test_attributes_are_what_captions_tell_apart(digits):
         caption_labels(entries, ["sample"])
     alone = [Entry(Path(f"{n}.mp4"), f"caption {n}", extra={"episode": n}) for n in range(5)]
     assert find_attributes(alone) == () and find_attributes([]) == ()
+    told_apart = [Entry(Path(f"{n}.mp4"), f"caption {n}", extra={"license": "ab"[n % 2]}) for n in range(20)]
+    assert find_attributes(told_apart) == ()  # no caption says which
+    assert find_attributes([*told_apart, *told_apart]) == ("license",)
 
 
 def test_the_network_is_small_and_takes_any_clip():

@@ -44,6 +44,9 @@ def evaluate(
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH; as the model or the videos have.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second; as the model, else each file's own.")] = None,
     resize: Annotated[str | None, typer.Option(help="crop or stretch; as the model, else crop.")] = None,
+    max_bad_share: Annotated[
+        float, typer.Option(min=0, max=1, help="The largest share of real videos that may be unusable.")
+    ] = 0.1,
     steps: Annotated[str, typer.Option(help="Sampling steps: a total, or one count a stage (10,10,10).")] = "30",
     guidance_scale: Annotated[
         float | None, typer.Option(help="Guidance; if not given a fine-tuned pipeline's own, else 1, which is none.")
@@ -97,6 +100,8 @@ def evaluate(
     def check(like: Sequence[Clip]) -> None:
         if model is not None:
             model.check(like)
+        if ours is not None and geometry.fps is None:
+            ours.check_rate(like)
         if similarity is not None:
             check_captions("real", [one.source.entry.caption for one in like])
 
@@ -109,6 +114,7 @@ def evaluate(
             seed=seed,
             split=None if split == ALL else split,
             fit_split=None if split == ALL else "train",
+            max_bad_share=max_bad_share,
             cache_dir=place,
             features=chosen,
             check=check,

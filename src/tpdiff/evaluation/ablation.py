@@ -1,11 +1,12 @@
 """An ablation, as a file: variants of a recipe, each trained by the same number of operations or sampled otherwise."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tpdiff.evaluation.study import StudyData, read_study
+from tpdiff.evaluation.kept import settings_of
+from tpdiff.evaluation.study import SOMEWHERE, StudyData, read_kept, read_study
 from tpdiff.pyramid.operators import Ratio
 from tpdiff.recipes import recipe_path
 from tpdiff.training.config import Config
@@ -93,7 +94,7 @@ class Ablation(Section):
     def told(self, variant: str) -> bool:
         """Whether it is told what to show."""
         trained = self.variants[variant].of or variant
-        return self.config(trained, Path("data"), self.seeds[0], 1).condition.kind != "none"
+        return self.config(trained, SOMEWHERE, self.seeds[0], 1).condition.kind != "none"
 
     def config(self, variant: str, data: Path, seed: int, steps: int) -> Config:
         """The resolved configuration of a trained variant.
@@ -106,6 +107,19 @@ class Ablation(Section):
         overrides = [*self.overrides, *self.variants[variant].overrides, *own, *fixed]
         return load_config(recipe_path(self.recipe), overrides)
 
+    def settings(self, seed: int, name: str) -> dict[str, Any]:
+        """All that a variant's result depends on, what it is compared with too, as JSON values."""
+        shared = self.model_dump(mode="json", include={"data", "operations", "steps", "clips"})
+        base = self.base(name)
+        compared = {} if base is None else {"base": self._own_settings(seed, base, "against")}
+        return {**shared, **self._own_settings(seed, name), **compared}
+
+    def _own_settings(self, seed: int, name: str, *without: str) -> dict[str, Any]:
+        variant = self.variants[name]
+        config = self.config(variant.of or name, SOMEWHERE, seed, 1)
+        told = variant.model_dump(mode="json", exclude={"overrides", *without})
+        return {"variant": told, "config": settings_of(config)}
+
 
 def load_ablation(path: str | Path, device: str = "cpu") -> Ablation:
     """Read an ablation's YAML, see `read_study`, and try the configuration of every variant.
@@ -114,10 +128,24 @@ def load_ablation(path: str | Path, device: str = "cpu") -> Ablation:
         ValueError: what is wrong in it.
     """
     study = read_study(Ablation, path, device)
-    configs = {name: study.config(name, Path("data"), study.seeds[0], 1) for name in study.trained}
+    configs = {name: study.config(name, SOMEWHERE, study.seeds[0], 1) for name in study.trained}
     for name, variant in study.variants.items():
         if variant.spectral is not None and configs[variant.of or name].model.autoencoder is None:
             raise ValueError(
                 f"{name}: a spectral pyramid follows from latents, and there are none; set model.autoencoder"
             )
     return study
+
+
+def variant_file(results: Path, seed: int, variant: str) -> Path:
+    """Where the result of a variant is kept."""
+    return results / f"seed-{seed}" / f"{variant}.json"
+
+
+def read_variant(study: Ablation, results: Path, seed: int, variant: str) -> dict[str, Any]:
+    """What is kept of a variant; {} where nothing is.
+
+    Raises:
+        ValueError: it was made with other settings.
+    """
+    return read_kept(variant_file(results, seed, variant), study.settings(seed, variant))

@@ -6,10 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from tpdiff.evaluation.ablation import Ablation
-from tpdiff.evaluation.markdown import DIFFERENCE_HEADS, difference_cells, floor_line, head, joined, number, table
+from tpdiff.evaluation.ablation import Ablation, read_variant
+from tpdiff.evaluation.markdown import (
+    DIFFERENCE_HEADS,
+    difference_cells,
+    floor_line,
+    head,
+    joined,
+    number,
+    table,
+    warning_lines,
+)
 from tpdiff.evaluation.plots import COLORS, distance_plots
-from tpdiff.evaluation.study import read_result
 from tpdiff.evaluation.study_figures import difference
 
 PLOT = "fronts.png"
@@ -17,10 +25,14 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]  # of each variant, one a se
 
 
 def finished(study: Ablation, results: Path) -> Results:
-    """The finished results of every variant that has any, in the study's order, by seed."""
+    """The finished results of every variant that has any, in the study's order, by seed.
+
+    Raises:
+        ValueError: one was made with other settings.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for name in study.variants:
-        read = [read_result(results / f"seed-{seed}" / f"{name}.json") for seed in study.seeds]
+        read = [read_variant(study, results, seed, name) for seed in study.seeds]
         if done := [result for result in read if result.get("done")]:
             found[name] = done
     return found
@@ -30,7 +42,7 @@ def write_page(study: Ablation, results: Path, command: str) -> Path:
     """Write results/README.md and its plot from what is finished; returns the page.
 
     Raises:
-        ValueError: nothing is finished.
+        ValueError: nothing is finished, or what is kept was made with other settings.
     """
     found = finished(study, results)
     if not found:
@@ -77,6 +89,7 @@ def _lines(study: Ablation, found: Results, command: str) -> list[str]:
         *_distances(study, found),
         "",
         floor_line(_at(first, last), first["protocol"]),
+        *warning_lines(_at(s, steps) for seeds in found.values() for s in seeds for steps in study.steps),
         "",
         "## The best by budget",
         "",

@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tpdiff.evaluation.ablation import Ablation, Variant
+from tpdiff.evaluation.ablation import Ablation, Variant, read_variant, variant_file
 from tpdiff.evaluation.budget import operations, steps_within
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.jumps import JUMPS
-from tpdiff.evaluation.kept import refuse_other_judges, refuse_others, settings_of
+from tpdiff.evaluation.kept import refuse_other_judges
 from tpdiff.evaluation.latency import count_flops
 from tpdiff.evaluation.samples import Sampling, reopened, sample_batch, sampler
 from tpdiff.evaluation.spectra import measure_folder
-from tpdiff.evaluation.study import read_result, write_result
+from tpdiff.evaluation.study import write_result
 from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
 from tpdiff.pyramid.spectral import spectral_pyramid
 from tpdiff.pyramid.spectrum import Spectrum
@@ -62,7 +62,7 @@ class AblationDesk:
 
     def file(self, seed: int, variant: str) -> Path:
         """Where a variant's result is kept."""
-        return self.results / f"seed-{seed}" / f"{variant}.json"
+        return variant_file(self.results, seed, variant)
 
     def rows(self, seed: int, variant: str, steps: int) -> Path:
         """Where the figures of a variant's samples are kept."""
@@ -75,25 +75,25 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
     Raises:
         Interrupted: a stop was asked for; everything up to the last step is kept.
         ValueError: the variant whose weights it needs, or that it is compared with, is not finished, or what is kept of
-            it was made with other settings, or is unfinished and of another judge.
+            either was made with other settings, or of this one is unfinished and of another judge.
     """
     study, path = desk.study, desk.file(seed, name)
-    result, variant, out = read_result(path), study.variants[name], desk.work / f"seed-{seed}"
-    asked = _asked(desk, seed, name)
-    refuse_others(path, result, asked)
+    result, variant = read_variant(study, desk.results, seed, name), study.variants[name]
+    out = desk.work / f"seed-{seed}"
     if result.get("done"):
         return result
     base, told, protocol = study.base(name), study.told(name), desk.judge.protocol(Sampling(study.steps[-1]))
     refuse_other_judges(path, result, protocol)
     for other, why in ((variant.of, "samples from"), (base, "is compared with")):
-        if other is not None and not read_result(desk.file(seed, other)).get("done"):
+        if other is not None and not read_variant(study, desk.results, seed, other).get("done"):
             raise ValueError(f"{name} {why} {other}, which is not finished for seed {seed}; run that first")
     if base is not None:
         _check_rows(desk, seed, name, base)
     if not result:
         for folder in (out / name, out / "rows" / name):
             shutil.rmtree(folder, ignore_errors=True)  # whose record is lost
-        result = {"seed": seed, "variant": name, "made": provenance(study, asked), "judged": {}}
+        result = {"seed": seed, "variant": name, "judged": {}}
+        result["made"] = provenance(study, study.settings(seed, name))
         write_result(path, result)
     if variant.of is None:
         pipeline, result["training"] = _trained(desk, seed, name, out / name)
@@ -119,27 +119,13 @@ def run_variant(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
 
 
 def _check_rows(desk: AblationDesk, seed: int, name: str, base: str) -> None:
-    judged = read_result(desk.file(seed, base))["judged"]
+    judged = read_variant(desk.study, desk.results, seed, base)["judged"]
     for steps in desk.study.steps:
         if not desk.judge.holds(judged.get(str(steps), {}), rows := desk.rows(seed, base, steps)):
             raise ValueError(
                 f"{name} is compared with {base}, but the figures of its samples at {steps} steps are not in {rows} "
                 f"or not of this judge; remove {desk.file(seed, base)}, and the next call makes them anew"
             )
-
-
-def _asked(desk: AblationDesk, seed: int, name: str) -> dict[str, Any]:
-    """All that a variant's result depends on, what it is compared with too."""
-    shared = desk.study.model_dump(mode="json", include={"data", "operations", "steps", "clips"})
-    base = desk.study.base(name)
-    compared = {} if base is None else {"base": _settings(desk, seed, base, "against")}
-    return {**shared, **_settings(desk, seed, name), **compared}
-
-
-def _settings(desk: AblationDesk, seed: int, name: str, *without: str) -> dict[str, Any]:
-    variant = desk.study.variants[name]
-    config = desk.study.config(variant.of or name, desk.data, seed, 1)
-    return {"variant": variant.model_dump(mode="json", exclude={"overrides", *without}), "config": settings_of(config)}
 
 
 def clip_flops(pipeline: Any, judge: Judge, sampling: Sampling, told: bool = True) -> int:

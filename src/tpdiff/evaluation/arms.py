@@ -27,7 +27,7 @@ class Arms:
         clock: a name of `CLOCKS`; by the processor's, which adds up all threads, one thread computes from now on.
 
     Raises:
-        ValueError: whatever `Trainer` refuses, or the processor's clock where a GPU does the work.
+        ValueError: whatever `Trainer` refuses, or the processor's clock where a GPU or other processes do the work.
     """
 
     def __init__(self, configs: Mapping[str, Config], out: Path, clock: Clock = "wall"):
@@ -40,6 +40,8 @@ class Arms:
         for trainer in self.trainers.values():
             if clock == "cpu" and trainer.device.type != "cpu":
                 raise ValueError(f"clock cpu does not see what {trainer.device.type} does; nearest: wall")
+            if clock == "cpu" and trainer.config.data.workers:
+                raise ValueError("clock cpu does not see what processes that load clips do; nearest: data.workers=0")
             trainer.clock = CLOCKS[clock]
         if clock == "cpu":
             torch.set_num_threads(1)

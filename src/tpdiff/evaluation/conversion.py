@@ -5,7 +5,10 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from tpdiff.evaluation.study import StudyData, read_study
+from tpdiff.evaluation.kept import settings_of
+from tpdiff.evaluation.study import SOMEWHERE, StudyData, read_kept, read_study, seed_file
+from tpdiff.recipes import recipe_path
+from tpdiff.training.autoencoder_config import AutoencoderConfig, load_recipe
 from tpdiff.training.config import Config
 from tpdiff.training.load_config import build_config
 from tpdiff.training.section import Section
@@ -18,6 +21,22 @@ class AutoencoderPart(Section):
 
     recipe: str
     data: StudyData
+
+    def config(self, data: Path) -> AutoencoderConfig:
+        """The resolved recipe.
+
+        Raises:
+            ValueError: an illegal key or value, or the recipe of something else.
+        """
+        config = load_recipe(recipe_path(self.recipe), [f"data.path={data}"])
+        if not isinstance(config, AutoencoderConfig):
+            raise ValueError(f"recipe {self.recipe!r} trains no autoencoder")
+        return config
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its weights depend on, as JSON values."""
+        return {"data": self.data.model_dump(mode="json"), "recipe": settings_of(self.config(SOMEWHERE))}
 
 
 class OriginalPart(Section):
@@ -93,6 +112,15 @@ class ConversionStudy(Section):
         """
         return self._config(data, base, seed, [*self.conversion, *self.arms[arm], f"train.steps={steps}"])
 
+    def settings(self, seed: int) -> dict[str, Any]:
+        """All that a seed's result depends on, as JSON values; arms may be added."""
+        fields = {"data", "original", "budget", "steps", "staged_steps", "clips", "batch"}
+        configs = {"original": self.original_config(SOMEWHERE, SOMEWHERE, seed)}
+        configs |= {arm: self.arm_config(arm, SOMEWHERE, SOMEWHERE, seed, 1) for arm in self.arms}
+        runs = {name: settings_of(config) for name, config in configs.items()}
+        autoencoder = self.original.autoencoder.settings
+        return {**self.model_dump(mode="json", include=fields), "runs": runs, "autoencoder": autoencoder}
+
     def _config(self, data: Path, base: Path, seed: int, overrides: list[str]) -> Config:
         fixed = [f"data.path={data}", f"pretrained.path={base}", f"seed={seed}", "log.keep_checkpoints=1"]
         return build_config(self.run, [*overrides, *fixed])
@@ -105,8 +133,16 @@ def load_conversion(path: str | Path, device: str = "cpu") -> ConversionStudy:
         ValueError: what is wrong in it.
     """
     study = read_study(ConversionStudy, path, device)
-    somewhere = Path("somewhere")
-    study.original_config(somewhere, somewhere, study.seeds[0])
+    study.original_config(SOMEWHERE, SOMEWHERE, study.seeds[0])
     for arm in study.arms:
-        study.arm_config(arm, somewhere, somewhere, study.seeds[0], 1)
+        study.arm_config(arm, SOMEWHERE, SOMEWHERE, study.seeds[0], 1)
     return study
+
+
+def read_conversion(study: ConversionStudy, results: Path, seed: int) -> dict[str, Any]:
+    """What is kept of a seed; {} where nothing is.
+
+    Raises:
+        ValueError: it was made with other settings.
+    """
+    return read_kept(seed_file(results, seed), study.settings(seed))

@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from tpdiff.evaluation.conversion import ConversionStudy
+from tpdiff.evaluation.conversion import ConversionStudy, read_conversion
 from tpdiff.evaluation.conversion_run import LAST_PART, ORIGINAL
-from tpdiff.evaluation.markdown import DIFFERENCE_HEADS, difference_cells, floor_line, head, joined, number, table
+from tpdiff.evaluation.markdown import (
+    DIFFERENCE_HEADS,
+    difference_cells,
+    floor_line,
+    head,
+    joined,
+    number,
+    table,
+    warning_lines,
+)
 from tpdiff.evaluation.plots import COLORS, distance_plots
-from tpdiff.evaluation.study import read_result
 from tpdiff.evaluation.study_figures import Difference, difference, mean_replicates, seed_scatter
 
 PLOT = "distance.png"
@@ -20,8 +28,12 @@ Seeds = Sequence[Mapping[str, Any]]
 
 
 def finished(study: ConversionStudy, results: Path) -> list[dict[str, Any]]:
-    """The results of all seeds that are finished, in the study's order."""
-    found = [read_result(results / f"seed-{seed}.json") for seed in study.seeds]
+    """The results of all seeds that are finished, in the study's order.
+
+    Raises:
+        ValueError: one was made with other settings.
+    """
+    found = [read_conversion(study, results, seed) for seed in study.seeds]
     return [result for result in found if result.get("done")]
 
 
@@ -54,7 +66,8 @@ def write_page(study: ConversionStudy, results: Path, command: str) -> Path:
     """Write results/README.md and its plot from what is finished; returns the page.
 
     Raises:
-        ValueError: no seed is finished, or one that is lacks the arm that the claim is about.
+        ValueError: no seed is finished, one that is lacks the arm that the claim is about, or what is kept was made
+            with other settings.
     """
     seeds = finished(study, results)
     if not seeds:
@@ -113,6 +126,7 @@ def _lines(study: ConversionStudy, seeds: Seeds, command: str) -> list[str]:
         *_variants(study, seeds),
         "",
         floor_line(_final(seeds[0], ORIGINAL), seeds[0]["protocol"]),
+        *warning_lines(_final(s, name) for s in seeds for name in _shared(seeds)),
         "",
         f"## {claimed} against the others",
         "",

@@ -9,12 +9,12 @@ from typing import Any
 
 from tpdiff.data import ClipDataset
 from tpdiff.evaluation.budget import operations, steps_within, warm_up
-from tpdiff.evaluation.conversion import ConversionStudy
+from tpdiff.evaluation.conversion import ConversionStudy, read_conversion
 from tpdiff.evaluation.judge import Judge
-from tpdiff.evaluation.kept import refuse_other_judges, refuse_others, settings_of
+from tpdiff.evaluation.kept import refuse_other_judges
 from tpdiff.evaluation.latency import count_flops, measure
 from tpdiff.evaluation.samples import Sampling, reopened, sample_batch, sampler
-from tpdiff.evaluation.study import read_result, write_result
+from tpdiff.evaluation.study import seed_file, write_result
 from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
 from tpdiff.sampling.tuned import TunedPipeline
 from tpdiff.training.checkpoint import write_pipeline
@@ -72,18 +72,25 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
 
     Raises:
         Interrupted: a stop was asked for; everything up to the last step is kept.
-        ValueError: what is kept of the seed was made with other settings, or is unfinished and of another judge.
+        ValueError: what is kept of the seed was made with other settings, or is unfinished and of another judge, or
+            lacks an arm and the weights to train it from.
     """
-    path, out = desk.results / f"seed-{seed}.json", desk.work / f"seed-{seed}"
-    result, asked = read_result(path), _asked(desk, seed)
-    refuse_others(path, result, asked)
+    path, out = seed_file(desk.results, seed), desk.work / f"seed-{seed}"
+    result = read_conversion(desk.study, desk.results, seed)
     if result.get("done"):
-        return result
+        absent = [arm for arm in desk.study.arms if arm not in result["variants"]]
+        if not absent:
+            return result
+        if not out.is_dir():
+            raise ValueError(
+                f"{path} is finished without {', '.join(absent)}, and the original's weights are not in {out} any "
+                "more; leave the arm out, or remove the file to run all of the seed anew"
+            )
     protocol = desk.judge.protocol(desk.plain)
     refuse_other_judges(path, result, protocol)
     if not result or not out.is_dir():  # of figures and weights, one without the other
         shutil.rmtree(out, ignore_errors=True)
-        made = provenance(desk.study, asked)
+        made = provenance(desk.study, desk.study.settings(seed))
         result = {"seed": seed, "made": made, "protocol": protocol, "variants": {}}
 
     def keep() -> None:
@@ -120,16 +127,6 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     result["done"] = True
     keep()
     return result
-
-
-def _asked(desk: ConversionDesk, seed: int) -> dict[str, Any]:
-    """All that a seed's result depends on; arms may be added until it is done."""
-    study, somewhere = desk.study, Path("somewhere")
-    fields = {"data", "original", "budget", "steps", "staged_steps", "clips", "batch"}
-    configs = {ORIGINAL: study.original_config(somewhere, somewhere, seed)}
-    configs |= {arm: study.arm_config(arm, somewhere, somewhere, seed, 1) for arm in study.arms}
-    runs = {name: settings_of(config) for name, config in configs.items()}
-    return {**study.model_dump(mode="json", include=fields), "runs": runs}
 
 
 def _train_original(

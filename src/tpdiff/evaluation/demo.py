@@ -17,6 +17,7 @@ from tpdiff.data import ClipDataset, record_doom, write_video
 from tpdiff.data.doom import require_vizdoom
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
+from tpdiff.evaluation.budget import warm_up
 from tpdiff.evaluation.latency import count_flops, measure, wait
 from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, ShippedClips, StageView
 from tpdiff.evaluation.samples import frames_to_uint8, sampler
@@ -102,11 +103,12 @@ def arm_configs(out: Path, data: Path, seconds: float, overrides: Sequence[str] 
 
 
 def build_arms(out: Path, data: Path, seconds: float, overrides: Sequence[str] = ()) -> Arms:
-    """Both arms, new or as they were left, their clips' latents at hand."""
+    """Both arms, new or as they were left, their clips' latents at hand and their memory touched."""
     configs = arm_configs(out, data, seconds, overrides)
     arms = Arms(configs, out)
     _held_out(configs["vanilla"], arms.dataset.captions[:SHOWN])
-    arms.trainers["vanilla"].latents.encode_ahead(arms.dataset)
+    for trainer in arms.trainers.values():
+        warm_up(trainer)
     return arms
 
 

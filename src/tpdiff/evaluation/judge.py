@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import cycle, islice
@@ -34,10 +34,12 @@ class Judge:
     Attributes:
         reference: real clips of the test split and the projection of features.
         classifier: tells captioned facts from clips; trained on the training split.
+        heed: called before every batch of samples; what it raises ends the call, and `verdict` goes on from there.
     """
 
     reference: Reference
     classifier: Classifier
+    heed: Callable[[], None] = lambda: None
 
     @cached_property
     def key(self) -> str:
@@ -59,8 +61,11 @@ class Judge:
 
     def distance(self, pipeline: AnyPipeline, count: int, sampling: Sampling, seed: int) -> float:
         """The Fréchet distance of so many samples."""
-        batches = sampled_clips(pipeline, self.captions(count), sampling, seed)
-        return frechet_distance(self.reference.real, np.concatenate([self.reference.project(b) for b in batches]))
+        projected = []
+        for batch in sampled_clips(pipeline, self.captions(count), sampling, seed):
+            self.heed()
+            projected.append(self.reference.project(batch))
+        return frechet_distance(self.reference.real, np.concatenate(projected))
 
     def verdict(
         self, pipeline: AnyPipeline, count: int, sampling: Sampling, seed: int, keep: Path, told: bool = True
@@ -71,6 +76,7 @@ class Judge:
         captions, gauges = self.captions(count, told), self.gauges
 
         def measure(first: int, last: int) -> np.ndarray:
+            self.heed()
             clips = sample_batch(pipeline, captions[first:last], sampling, seed + first)
             return np.concatenate([self.reference.project(clips), gauges(clips)], axis=1)
 
@@ -91,7 +97,7 @@ class Judge:
             )
             if told
             else {},
-            "warning": too_few(count),
+            "warning": too_few(min(count, len(clips))),
         }
 
     def holds(self, verdict: Mapping[str, Any], keep: Path) -> bool:
@@ -136,9 +142,9 @@ class Judge:
         return list(islice(cycle(self.reference.clips), count))
 
 
-def open_judge(config: Config, cache: Path, seed: int = 0) -> Judge:
-    """The judge of a study's set, its features and classifier kept in `cache`."""
+def open_judge(config: Config, cache: Path, seed: int = 0, heed: Callable[[], None] = lambda: None) -> Judge:
+    """The judge of a study's set, its features and classifier kept in `cache`; `heed` as it calls it."""
     data = config.data
     geometry = Geometry(data.frames, data.height, data.width, data.fps, data.resize)
     reference = Reference.fit(data.path, **geometry._asdict(), seed=seed, cache_dir=cache)
-    return Judge(reference, Classifier.fit(reference.training, geometry, seed=seed, cache_dir=cache))
+    return Judge(reference, Classifier.fit(reference.training, geometry, seed=seed, cache_dir=cache), heed)

@@ -1,15 +1,33 @@
-"""Whether a result that is kept is of the study as it now is: another's is neither continued nor shown as its own."""
+"""Whether what is kept is of the study as it now is: another's is neither continued nor shown as its own."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tpdiff.files import write_whole
 from tpdiff.training.config import Config
+from tpdiff.training.section import Section
 
 MOST_NAMED = 3
+OWNER = "results.txt"  # names, in a folder of weights, the folder of the results that they are behind
 
 
-def settings_of(config: Config) -> dict[str, Any]:
+def own_work(work: Path, results: Path) -> None:
+    """Let a folder of weights belong to one folder of results: those of another would be taken for its own.
+
+    Raises:
+        ValueError: it belongs to another.
+    """
+    owner, here = work / OWNER, str(results.resolve())
+    if owner.is_file() and (other := owner.read_text(encoding="utf-8").strip()) != here:
+        raise ValueError(
+            f"{work} holds the weights behind the results in {other}; give others a --work of their own, or remove "
+            f"{owner} if those are gone"
+        )
+    write_whole(owner, f"{here}\n")
+
+
+def settings_of(config: Section) -> dict[str, Any]:
     """What a run depends on, as JSON values: its configuration without where things lie and how it is watched."""
     settings = config.model_dump(mode="json", exclude={"log": True, "data": {"path", "cache_dir"}})
     if settings.get("pretrained"):
@@ -46,7 +64,7 @@ def _refuse(what: str, differences: Iterator[tuple[str, Any, Any]]) -> None:
     if apart := list(differences):
         named = ", ".join(f"{name}={kept!r} (now {now!r})" for name, kept, now in apart[:MOST_NAMED])
         more = f" and {len(apart) - MOST_NAMED} more" if len(apart) > MOST_NAMED else ""
-        raise ValueError(f"{what} with {named}{more}; remove it, or keep results elsewhere with --results")
+        raise ValueError(f"{what} with {named}{more}; remove it, or work elsewhere with --results and --work")
 
 
 def _kept(result: Mapping[str, Any]) -> Mapping[str, Any]:

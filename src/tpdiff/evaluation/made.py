@@ -8,13 +8,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
-from tpdiff.data import read_clip, scan
+from tpdiff.data import DataError, read_clip, scan
 from tpdiff.data.clips import Geometry
 from tpdiff.evaluation.gauges import facts_of
 from tpdiff.evaluation.samples import AnyPipeline, Sampling, sample_batch
@@ -29,6 +30,7 @@ from tpdiff.sampling.trained import TOLD
 from tpdiff.sampling.tuned import TunedPipeline
 
 FOLDER_PART = 16  # clips of a folder that are in memory at a time
+SAME_RATE = 0.02  # relative
 BATCH, TUNED_BATCH = 16, 4  # clips sampled at a time, by networks of tpdiff's own and by fine-tuned pipelines
 
 
@@ -42,6 +44,7 @@ class Made:
         source: what they are and everything that they depend on, JSON values.
         load: (first, last) -> uint8 (last - first, 3, T, H, W).
         facts: for each clip, what its caption or metadata say of it; nothing where its model was told nothing.
+        fps: frames a second of videos, the median; None: of samples, which have none.
     """
 
     count: int
@@ -49,6 +52,17 @@ class Made:
     source: dict[str, Any]
     load: Callable[[int, int], Tensor]
     facts: tuple[dict[str, Any], ...]
+    fps: float | None = None
+
+    def check_rate(self, real: Sequence[Clip]) -> None:
+        """Raise ValueError where videos have another rate than real clips that are compared with them frame by frame:
+        what moves alike would seem to move faster in one of them."""
+        rate = median(clip.source.video.info.fps for clip in real)
+        if self.fps is not None and abs(rate / self.fps - 1) > SAME_RATE:
+            raise ValueError(
+                f"the made videos have {self.fps:g} frames a second, the real ones {rate:g}: give --fps, the rate at "
+                f"which both are compared; nearest: --fps {min(self.fps, rate):g}"
+            )
 
 
 def is_model(path: str | Path) -> bool:
@@ -75,10 +89,17 @@ def model_geometry(path: str | Path) -> Geometry:
 
 
 def folder_geometry(path: str | Path) -> Geometry:
-    """The size and number of frames of a folder's first video, to which the others are held."""
+    """The size and number of frames of a folder's first video, to which the others are held.
+
+    Raises:
+        DataError: it holds none.
+    """
     from tpdiff.data import probe
 
-    info = probe(scan(path).entries[0].path, decode=True)
+    found = scan(path)
+    if not found.entries:
+        raise DataError(f"{path} holds no video: {found.skipped[0].path.name}: {found.skipped[0].reason}")
+    info = probe(found.entries[0].path, decode=True)
     return Geometry(info.frames, info.height, info.width)
 
 
@@ -100,7 +121,8 @@ def folder_clips(path: str | Path, geometry: Geometry, count: int | None = None,
         return torch.stack([_whole(clip, geometry) for clip in clips[first:last]])
 
     facts = tuple(facts_of(clips))
-    return Made(len(clips), FOLDER_PART, {"kind": "videos", "digest": clips_digest(clips)}, load, facts)
+    rate = median(clip.source.video.info.fps for clip in clips)
+    return Made(len(clips), FOLDER_PART, {"kind": "videos", "digest": clips_digest(clips)}, load, facts, rate)
 
 
 @dataclass(frozen=True)

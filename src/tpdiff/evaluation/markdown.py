@@ -41,6 +41,12 @@ def floor_line(final: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     return f"Real against real, {min(final['clips'], protocol['floor']['clips'])} clips: {number(final['floor'])}."
 
 
+def warning_lines(verdicts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the figures do not allow, each once; nothing where there is nothing to warn of."""
+    warnings = dict.fromkeys(verdict.get("warning") for verdict in verdicts)
+    return [line for warning in warnings if warning for line in ("", f"Warning: {warning}.")]
+
+
 def head(title: str, command: str, made: Mapping[str, Any], waiting: Sequence[str] = ()) -> list[str]:
     """The lines that a page begins with.
 

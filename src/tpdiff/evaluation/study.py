@@ -1,6 +1,7 @@
 """A comparison of training methods, as a file: which arms, for how long, judged how."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -9,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tpdiff.data import record_doom, render_digits
 from tpdiff.evaluation.arms import Clock
+from tpdiff.evaluation.kept import refuse_others, settings_of
 from tpdiff.files import write_whole
 from tpdiff.recipes import recipe_path
 from tpdiff.training.config import Config
@@ -16,6 +18,9 @@ from tpdiff.training.load_config import load_config
 from tpdiff.training.section import Section
 
 LONGEST_SLICE = 20.0
+TRIAL = {"data", "clock", "slice_seconds", "clips", "steps", "guidance_scale"}  # what a trial's figures depend on
+WHOLE = TRIAL | {"evaluations", "final_clips"}
+SOMEWHERE = Path("somewhere")  # where a set lies is no part of what a result depends on
 Kind = TypeVar("Kind", bound=Section)
 
 
@@ -91,6 +96,19 @@ class Study(Section):
         fixed = ["train.steps=null", "log.checkpoint_every_steps=null", "log.keep_checkpoints=1"]
         return load_config(recipe_path(self.recipe), [*self.overrides, *self.arms[arm], *own, *fixed])
 
+    def trial_settings(self, lr: float) -> dict[str, Any]:
+        """All that a trial's result depends on, as JSON values."""
+        return self._settings(self.sweep_seed, dict.fromkeys(self.arms, lr), self.sweep_seconds, TRIAL)
+
+    def seed_settings(self, seed: int, rates: Mapping[str, float]) -> dict[str, Any]:
+        """All that a seed's result depends on, as JSON values; `rates` are the arms' learning rates."""
+        return self._settings(seed, rates, self.seconds, WHOLE)
+
+    def _settings(self, seed: int, rates: Mapping[str, float], seconds: float, fields: set[str]) -> dict[str, Any]:
+        configs = {arm: self.config(arm, SOMEWHERE, seed, rates[arm], seconds) for arm in self.arms if arm in rates}
+        arms = {arm: settings_of(config) for arm, config in configs.items()}
+        return {**self.model_dump(mode="json", include=fields), "names": list(self.arms), "arms": arms}
+
 
 def read_study(kind: type[Kind], path: str | Path, device: str = "cpu") -> Kind:
     """Read a study's YAML: its own size, or for a GPU the one of its section `cuda`.
@@ -133,7 +151,7 @@ def load_study(path: str | Path, device: str = "cpu") -> Study:
     """
     study = read_study(Study, path, device)
     for arm in study.arms:
-        study.config(arm, Path("data"), study.seeds[0], study.learning_rates[0], study.seconds)
+        study.config(arm, SOMEWHERE, study.seeds[0], study.learning_rates[0], study.seconds)
     return study
 
 
@@ -160,6 +178,43 @@ def make_data(data: StudyData, out: Path, progress: Any = None) -> Path:
 def read_result(path: Path) -> dict[str, Any]:
     """What `write_result` wrote; {} where nothing is."""
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept there of a study; {} where nothing is.
+
+    Raises:
+        ValueError: it was made with other settings, see `kept.refuse_others`.
+    """
+    result = read_result(path)
+    refuse_others(path, result, settings)
+    return result
+
+
+def trial_file(results: Path, lr: float) -> Path:
+    """Where the result of a trial is kept."""
+    return results / f"trial-{lr:g}.json"
+
+
+def seed_file(results: Path, seed: int) -> Path:
+    """Where the result of a seed is kept."""
+    return results / f"seed-{seed}.json"
+
+
+def read_trial(study: Study, results: Path, lr: float) -> dict[str, Any]:
+    """What is kept of a trial, as `read_kept`."""
+    return read_kept(trial_file(results, lr), study.trial_settings(lr))
+
+
+def read_seed(study: Study, results: Path, seed: int) -> dict[str, Any]:
+    """What is kept of a seed, as `read_kept`."""
+    path = seed_file(results, seed)
+    return read_kept(path, study.seed_settings(seed, rates_of(read_result(path))))
+
+
+def rates_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The arms' learning rates in what is kept of a seed."""
+    return {name: row["lr"] for name, row in result.get("arms", {}).items()}
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

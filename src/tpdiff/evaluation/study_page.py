@@ -6,9 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from tpdiff.evaluation.markdown import DIFFERENCE_HEADS, difference_cells, floor_line, head, joined, number, table
+from tpdiff.evaluation.markdown import (
+    DIFFERENCE_HEADS,
+    difference_cells,
+    floor_line,
+    head,
+    joined,
+    number,
+    table,
+    warning_lines,
+)
 from tpdiff.evaluation.plots import distance_plots, style
-from tpdiff.evaluation.study import Study, read_result
+from tpdiff.evaluation.study import Study, read_seed, read_trial
 from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached, sooner
 
 PLOT = "distance.png"
@@ -17,8 +26,12 @@ AXIS_NAMES = {"seconds": "training seconds", "steps": "optimizer steps", "flops"
 
 
 def finished_seeds(study: Study, results: Path) -> list[dict[str, Any]]:
-    """The results of all seeds that are finished, in the study's order."""
-    found = [read_result(results / f"seed-{seed}.json") for seed in study.seeds]
+    """The results of all seeds that are finished, in the study's order.
+
+    Raises:
+        ValueError: one was made with other settings.
+    """
+    found = [read_seed(study, results, seed) for seed in study.seeds]
     return [result for result in found if result.get("done")]
 
 
@@ -26,7 +39,7 @@ def write_page(study: Study, results: Path, command: str) -> Path:
     """Write results/README.md and its plot from what is finished; returns the page.
 
     Raises:
-        ValueError: no seed is finished.
+        ValueError: no seed is finished, or what is kept was made with other settings.
     """
     seeds = finished_seeds(study, results)
     if not seeds:
@@ -117,6 +130,7 @@ def _final_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
         *table([*heads, "steps", "PFLOP"], rows),
         "",
         floor_line(final, seeds[0]["protocol"]),
+        *warning_lines(s["arms"][arm]["final"] for s in seeds for arm in study.arms),
     ]
 
 
@@ -168,7 +182,7 @@ def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]
 
 
 def _trial_table(study: Study, results: Path) -> list[str]:
-    trials = [read_result(results / f"trial-{lr:g}.json") for lr in study.learning_rates]
+    trials = [read_trial(study, results, lr) for lr in study.learning_rates]
     done = [t for t in trials if t.get("done")]
     rows = [[arm, *(number(t["arms"][arm]["distance"]) for t in done)] for arm in study.arms]
     made = table(["arm", *(f"{t['lr']:g}" for t in done)], rows)

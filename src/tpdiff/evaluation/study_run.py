@@ -11,15 +11,21 @@ from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
 from tpdiff.evaluation.budget import operations, warm_up
 from tpdiff.evaluation.judge import Judge
-from tpdiff.evaluation.kept import refuse_other_judges, refuse_others, settings_of
+from tpdiff.evaluation.kept import refuse_other_judges
 from tpdiff.evaluation.samples import Sampling, sampler
-from tpdiff.evaluation.study import Study, read_result, write_result
+from tpdiff.evaluation.study import (
+    Study,
+    rates_of,
+    read_seed,
+    read_trial,
+    seed_file,
+    trial_file,
+    write_result,
+)
 from tpdiff.training.progress import Status
 from tpdiff.training.section import Section
 from tpdiff.training.trainer import Trainer
 
-TRIAL = {"data", "clock", "slice_seconds", "clips", "steps", "guidance_scale"}  # what a trial's figures depend on
-WHOLE = TRIAL | {"evaluations", "final_clips"}
 Tell = Callable[[str, Status], None]
 
 
@@ -56,10 +62,10 @@ class Desk:
         return Sampling(steps=self.study.steps, guidance_scale=self.study.guidance_scale)
 
     def trial_file(self, lr: float) -> Path:
-        return self.results / f"trial-{lr:g}.json"
+        return trial_file(self.results, lr)
 
     def seed_file(self, seed: int) -> Path:
-        return self.results / f"seed-{seed}.json"
+        return seed_file(self.results, seed)
 
 
 def run_trial(desk: Desk, lr: float) -> dict[str, Any]:
@@ -70,9 +76,7 @@ def run_trial(desk: Desk, lr: float) -> dict[str, Any]:
         ValueError: the trial that is kept was made with other settings.
     """
     study, path = desk.study, desk.trial_file(lr)
-    result = read_result(path)
-    asked = _asked(desk, study.sweep_seed, dict.fromkeys(study.arms, lr), study.sweep_seconds, TRIAL)
-    refuse_others(path, result, asked)
+    result = read_trial(study, desk.results, lr)
     if result.get("done"):
         return result
     out = desk.work / f"trial-{lr:g}"
@@ -80,7 +84,8 @@ def run_trial(desk: Desk, lr: float) -> dict[str, Any]:
     flops = {name: warm_up(trainer) for name, trainer in arms.trainers.items()}
     _train(desk, arms, study.sweep_seconds)
     rows = {name: _measure(desk, t, flops[name], study.sweep_seed) for name, t in arms.trainers.items()}
-    result = {"lr": lr, "seed": study.sweep_seed, "arms": rows, "made": provenance(study, asked), "done": True}
+    made = provenance(study, study.trial_settings(lr))
+    result = {"lr": lr, "seed": study.sweep_seed, "arms": rows, "made": made, "done": True}
     write_result(path, result)
     for name, row in rows.items():
         desk.say(f"lr {lr:g}: {name} {row['distance']:.3f} after {row['steps']} steps")
@@ -91,13 +96,14 @@ def best_rates(desk: Desk) -> dict[str, float]:
     """Each arm's learning rate of least distance among the trials.
 
     Raises:
-        ValueError: a trial is not finished.
+        ValueError: a trial is not finished, or was made with other settings.
     """
-    trials = [read_result(desk.trial_file(lr)) for lr in desk.study.learning_rates]
-    absent = [lr for lr, t in zip(desk.study.learning_rates, trials, strict=True) if not t.get("done")]
+    study = desk.study
+    trials = [read_trial(study, desk.results, lr) for lr in study.learning_rates]
+    absent = [lr for lr, t in zip(study.learning_rates, trials, strict=True) if not t.get("done")]
     if absent:
         raise ValueError(f"the trials of learning rate {', '.join(f'{lr:g}' for lr in absent)} are not finished")
-    return {arm: min(trials, key=lambda t: t["arms"][arm]["distance"])["lr"] for arm in desk.study.arms}
+    return {arm: min(trials, key=lambda t: t["arms"][arm]["distance"])["lr"] for arm in study.arms}
 
 
 def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
@@ -109,14 +115,12 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
             unfinished and of another judge.
     """
     study, path, out = desk.study, desk.seed_file(seed), desk.work / f"seed-{seed}"
-    result = read_result(path)
-    rates = {name: row["lr"] for name, row in result["arms"].items()} if result else best_rates(desk)
-    asked = _asked(desk, seed, rates, study.seconds, WHOLE)
-    refuse_others(path, result, asked)
+    result = read_seed(study, desk.results, seed)
     if result.get("done"):
         return result
     protocol = desk.judge.protocol(desk.sampling)
     refuse_other_judges(path, result, protocol)
+    rates = rates_of(result) if result else best_rates(desk)
     if not result:
         shutil.rmtree(out, ignore_errors=True)  # weights whose record is lost
     arms = _open_arms(desk, out, seed, rates, study.seconds)
@@ -124,7 +128,8 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     if not any(trainer.step for trainer in arms.trainers.values()):  # new, or what was half done has lost its weights
         configs = {name: t.config.model_dump(mode="json") for name, t in arms.trainers.items()}
         rows = {n: {"lr": rates[n], "config": configs[n], "flops": flops[n], "evaluations": []} for n in configs}
-        result = {"seed": seed, "arms": rows, "made": provenance(study, asked), "protocol": protocol}
+        made = provenance(study, study.seed_settings(seed, rates))
+        result = {"seed": seed, "arms": rows, "made": made, "protocol": protocol}
     for number in range(study.evaluations + 1):
         _train(desk, arms, study.seconds * number / study.evaluations)
         for name, trainer in arms.trainers.items():
@@ -157,13 +162,6 @@ def provenance(study: Section, asked: Mapping[str, Any] | None = None) -> dict[s
         "study": study.model_dump(mode="json"),
         "asked": asked or {},
     }
-
-
-def _asked(desk: Desk, seed: int, rates: dict[str, float], seconds: float, fields: set[str]) -> dict[str, Any]:
-    """All that a result depends on."""
-    configs = {arm: desk.study.config(arm, desk.data, seed, rates[arm], seconds) for arm in desk.study.arms}
-    arms = {arm: settings_of(config) for arm, config in configs.items()}
-    return {**desk.study.model_dump(mode="json", include=fields), "names": list(arms), "arms": arms}
 
 
 def _open_arms(desk: Desk, out: Path, seed: int, rates: dict[str, float], seconds: float) -> Arms:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 TOTAL = "total score"
 
 
+UNJUDGED = -1  # what sparse dimensions give a video that has no part in their figure
+
+
 @dataclass(frozen=True)
 class Suite:
     """A published benchmark.
@@ -24,7 +27,7 @@ class Suite:
         videos: made of a prompt.
         more: made of a prompt for a dimension, where that is another number.
         listed: of each prompt's videos, how many the results of a dimension name, where that is another number.
-        sparse: dimensions whose results leave videos out.
+        sparse: dimensions whose results leave videos out: do not name them, or give them `UNJUDGED`.
         custom: dimensions that can be measured with other prompts.
         stem: characters of a prompt that a video's name holds; None: all.
         ranges: (least, most) of dimensions, from which they are mapped to [0, 1]; (0, 1) where not given.
@@ -148,7 +151,14 @@ VBENCH2 = Suite(
     videos=3,
     more={"Diversity": 20},
     listed={"Diversity": 1},  # one figure for all videos of a prompt, under the first one's name
-    sparse=(),
+    sparse=(  # those in which it finds no event, person or object to judge
+        "Human_Clothes",
+        "Human_Identity",
+        "Material",
+        "Mechanics",
+        "Multi-View_Consistency",
+        "Thermotics",
+    ),
     custom=("Human_Anatomy", "Human_Identity", "Human_Clothes", "Diversity", "Multi-View_Consistency"),
     stem=180,
 )

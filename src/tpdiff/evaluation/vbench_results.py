@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tpdiff.evaluation.vbench import SUITES, TOTAL, Suite
+from tpdiff.evaluation.vbench import SUITES, TOTAL, UNJUDGED, Suite
 from tpdiff.evaluation.vbench_set import RESULTS, STANDARD, VideoSet, digest_of, read_set
 
 PATTERN = "*_eval_results.json"
@@ -144,7 +144,9 @@ def _score(path: Path, folder: Path, videos: VideoSet, dimension: str, value: An
             f"{path}: {dimension} was measured on other videos than those of this set in {folder / place}: "
             f"{_some([str(one) for one in strange])}"
         )
-    seen = {one.name for one in measured}
+    sparse = dimension in SUITES[videos.suite].sparse
+    counts = [not (sparse and row.get("video_results") == UNJUDGED) for row in rows]
+    seen = {one.name for one, judged in zip(measured, counts, strict=True) if judged}
     absent = tuple(name for name in names if name not in seen)
     normalised = SUITES[videos.suite].normalised(dimension, figure) if videos.mode == STANDARD else None
     return Score(float(figure), normalised, len(seen), len(names), absent, str(path))

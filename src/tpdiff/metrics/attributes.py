@@ -15,8 +15,12 @@ def find_attributes(entries: Sequence[Entry]) -> tuple[str, ...]:
     """Columns that every entry has and that its caption determines: what the captions tell apart.
 
     A column counts when clips of one caption agree on it, when it has two values or more, and when each of them
-    stands for two clips or more (so that numbers of files and episodes are none).
+    stands for two clips or more (so that numbers of files and episodes are none). Where most captions stand for one
+    clip alone, no column does: they would agree on anything, on a licence as well as on an action.
     """
+    alike = Counter(entry.caption for entry in entries)
+    if 2 * sum(count for count in alike.values() if count > 1) <= len(entries):
+        return ()
     return tuple(name for name in _shared_columns(entries) if _tells_apart(entries, name))
 
 

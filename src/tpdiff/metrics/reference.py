@@ -82,6 +82,7 @@ class Reference:
         seed: int = 0,
         split: str | None = "test",
         fit_split: str | None = "train",
+        max_bad_share: float = 0.1,
         cache_dir: str | Path | None = None,
         features: FeatureSet | None = None,
         check: Callable[[tuple[Clip, ...]], None] | None = None,
@@ -100,6 +101,7 @@ class Reference:
             seed: of the choice of clips.
             split: where the real clips come from.
             fit_split: where the clips of the projection and of the floor come from.
+            max_bad_share: the largest share of a split's videos that may be unusable.
             cache_dir: where features are kept from one call to the next; None: nowhere.
             features: None: `efficientnet_features()`.
             check: called with the real clips before their features are taken; what it raises ends the call.
@@ -113,7 +115,7 @@ class Reference:
         geometry.check()
         features = features or efficientnet_features()
         features.check_frames(frames)
-        real_from, fit_from = _pools(folder, geometry, split, fit_split, seed)
+        real_from, fit_from = _pools(folder, geometry, split, fit_split, seed, max_bad_share)
         real_clips = choose_clips(real_from, geometry, clips, seed)
         if check is not None:
             check(real_clips)
@@ -235,9 +237,9 @@ def _projected(features: FeatureSet, projection: Projection | None, videos: Tens
 
 
 def _pools(
-    folder: str | Path, geometry: Geometry, split: str | None, fit_split: str | None, seed: int
+    folder: str | Path, geometry: Geometry, split: str | None, fit_split: str | None, seed: int, max_bad_share: float
 ) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
-    """Videos for the real clips and videos for fit and floor, without a video in both."""
+    """Videos for the real clips and videos for fit and floor, without a video in both, under whatever name."""
     known = scan(folder).splits
     absent = [name for name in (split, fit_split) if name is not None and name not in known]
     if absent and not known:
@@ -246,14 +248,20 @@ def _pools(
             '("split": "test"), put the videos into subfolders train and test, or ask for all videos (split "all"), '
             "which are then divided into halves"
         )
-    real = shuffled(find_sources(folder, geometry, split), seed)
+    found = find_sources(folder, geometry, split, max_bad_share)
     if split == fit_split:
+        real = shuffled(_distinct(found), seed)
         if len(real) < 2:
             raise DataError(f"{folder} has {len(real)} video; two halves need at least 2")
         return real[: len(real) // 2], real[len(real) // 2 :]
-    fit = shuffled(find_sources(folder, geometry, fit_split), seed)
-    contents = {source.digest for source in real}
-    return real, tuple(source for source in fit if source.digest not in contents)
+    fit = shuffled(_distinct(find_sources(folder, geometry, fit_split, max_bad_share)), seed)
+    contents = {source.digest for source in found}
+    return shuffled(found, seed), tuple(source for source in fit if source.digest not in contents)
+
+
+def _distinct(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """One of those with the same contents."""
+    return tuple({source.digest: source for source in reversed(sources)}.values())[::-1]
 
 
 def _hold_out(

@@ -109,7 +109,7 @@ def _take_batch(trainer: Trainer, batch: dict[str, Any], micro: int, count: int)
     for k in stages:
         with _exchange(trainer, now=micro == count - 1 and k == stages[-1]):
             part = encoded.loss(k)
-            trainer.accelerator.backward(part.loss / (len(stages) * count / trainer.mix.counts(k)))
+        trainer.accelerator.backward(part.loss / (len(stages) * count / trainer.mix.counts(k)))
         parts.append(replace(part, loss=part.loss.detach()))
     return parts
 
