@@ -13,7 +13,7 @@ from tpdiff.data.clips import Geometry
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.ablation import load_ablation
 from tpdiff.evaluation.ablation_page import finished, write_page
-from tpdiff.evaluation.ablation_run import AblationDesk, _asked, run_variant, stages_of
+from tpdiff.evaluation.ablation_run import AblationDesk, run_variant, stages_of
 from tpdiff.evaluation.judge import Judge, open_judge
 from tpdiff.evaluation.jumps import JUMPS
 from tpdiff.evaluation.samples import Sampling, sample_batch, sampler
@@ -204,7 +204,7 @@ def test_what_another_judge_found_is_judged_anew(tmp_path, monkeypatch):
 
 def test_a_result_depends_on_what_it_is_compared_with(tmp_path):
     desk = AblationDesk(ablation_of(tmp_path), tmp_path / "data", tmp_path / "work", tmp_path / "results", None)
-    kept = {"done": True, "made": {"asked": _asked(desk, 0, "vanilla")}}
+    kept = {"done": True, "made": {"asked": desk.study.settings(0, "vanilla")}}
     write_result(desk.file(0, "vanilla"), kept)
 
     def with_base(**base):
@@ -218,9 +218,23 @@ def test_a_result_depends_on_what_it_is_compared_with(tmp_path):
         ValueError, match=r"vanilla\.json was made with base\.variant\.jump='corrected' \(now 'plain'\)"
     ):
         with_base(jump="plain")
+    with pytest.raises(ValueError, match=r"vanilla\.json was made with base\.variant\.jump"):
+        finished(desk.study, desk.results)
     del kept["made"]["asked"]["base"]  # of before it was compared
     write_result(desk.file(0, "vanilla"), kept)
     assert with_base(jump="plain") == kept
+
+
+def test_nothing_is_compared_with_or_sampled_from_what_another_study_made(tmp_path):
+    judge = Judge(SimpleNamespace(protocol={}, geometry=Geometry(4, 32, 32)), None)
+    desk = AblationDesk(ablation_of(tmp_path), tmp_path / "data", tmp_path / "work", tmp_path / "results", judge)
+    kept = {"done": True, "judged": {}, "made": {"asked": desk.study.settings(0, "pyramid")}}
+    write_result(desk.file(0, "pyramid"), kept)
+    desk.study = ablation_of(tmp_path, overrides=[*TINY["overrides"], "train.ema_decay=0.5"])
+    for name in [name for name in desk.study.variants if name != "pyramid"]:
+        with pytest.raises(ValueError, match=r"pyramid\.json was made with config\.train\.ema_decay=\S+ \(now 0\.5\)"):
+            run_variant(desk, 0, name)
+        assert not desk.file(0, name).exists()
 
 
 def test_committed_results_are_of_their_study(tmp_path):

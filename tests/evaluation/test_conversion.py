@@ -201,8 +201,26 @@ def test_what_is_half_done_is_not_continued_by_another_judge(tmp_path):
     with pytest.raises(ValueError, match=r"seed-0\.json was judged with features\.version=1 \(now 2\); remove it"):
         run_conversion(desk, 0)
     assert read_result(tmp_path / "seed-0.json") == kept
-    write_result(tmp_path / "seed-0.json", kept | {"done": True})
+    done = {"done": True, "variants": {arm: {"steps": 4} for arm in desk.study.arms}}
+    write_result(tmp_path / "seed-0.json", kept | done)
     assert run_conversion(desk, 0)["done"]
+    desk.study = study_of(tmp_path, arms=TINY["arms"] | {"later": []})
+    with pytest.raises(ValueError, match=r"seed-0\.json is finished without later, and the original's weights are not"):
+        run_conversion(desk, 0)
+    assert read_result(tmp_path / "seed-0.json") == kept | done
+
+
+def test_an_autoencoder_of_another_recipe_or_of_other_clips_is_not_taken(tmp_path):
+    from conversion import MADE, QUALITY, _autoencoder
+
+    part = study_of(tmp_path).original.autoencoder
+    out = tmp_path / "autoencoder"
+    write_result(out / MADE, {"made": {"asked": part.settings}})
+    write_result(out / QUALITY, {})
+    assert _autoencoder(part, tmp_path, None) == str(out)
+    more = part.model_copy(update={"data": part.data.model_copy(update={"clips": part.data.clips + 4})})
+    with pytest.raises(ValueError, match=r"autoencoder was made with data\.clips=\d+ \(now \d+\); remove it"):
+        _autoencoder(more, tmp_path, None)
 
 
 def test_a_page_needs_a_finished_seed(tmp_path):
@@ -255,9 +273,12 @@ def test_a_whole_study_stopped_and_continued(desk, tmp_path):
     half = read_result(tmp_path / "results" / "seed-0.json")
     assert list(half["variants"]) == [ORIGINAL, "converted", "per stage"]
     desk.tell = None
+    desk.study = study_of(tmp_path, arms={name: arm for name, arm in TINY["arms"].items() if name != "trained on"})
+    assert "trained on" not in run_conversion(desk, 0)["variants"]
+    desk.study = study_of(tmp_path)  # with an arm more, which is now trained
     result = run_conversion(desk, 0)
     assert run_conversion(desk, 0) == result == json.loads((tmp_path / "results" / "seed-0.json").read_text())
-    assert list(result["variants"]) == [ORIGINAL, "converted", "per stage", "LoRA", "trained on", FEWER, FREE]
+    assert set(result["variants"]) == {ORIGINAL, "converted", "per stage", "LoRA", "trained on", FEWER, FREE}
     assert result["variants"]["converted"] == half["variants"]["converted"] | {
         "sampling_flops": result["variants"]["converted"]["sampling_flops"]
     }

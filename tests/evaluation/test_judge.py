@@ -12,6 +12,7 @@ from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.kept import refuse_other_judges
 from tpdiff.evaluation.samples import Sampling
 from tpdiff.evaluation.study import read_result, write_result
+from tpdiff.evaluation.study_run import Interrupted
 from tpdiff.metrics import Reference
 from tpdiff.metrics.classifier import Classifier
 from tpdiff.models.video_dit import VideoDiT
@@ -76,3 +77,21 @@ def test_what_a_judge_keeps_is_its_own(judge, tmp_path, monkeypatch):
     (tmp_path / "base" / judge.key / "000000-000004.npy").write_bytes(b"cut short")
     with pytest.raises(ValueError, match=f"{judge.key} are damaged; remove"):
         judge.paired(tmp_path / "base", tmp_path / "base", 0)
+
+
+def test_a_stop_that_is_asked_for_is_heeded_at_the_next_batch(judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_module, "ROUNDS", 10)
+    model, sampling = Counting(), Sampling(2, batch=4)
+
+    def heed():
+        if model.clips >= 4:
+            raise Interrupted
+
+    stopped = replace(judge, heed=heed)
+    with pytest.raises(Interrupted):
+        stopped.verdict(model, 12, sampling, 0, tmp_path / "rows", told=False)
+    assert model.clips == 4
+    whole = judge.verdict(model, 12, sampling, 0, tmp_path / "rows", told=False)
+    assert model.clips == 12, "what was measured before is kept"
+    assert whole == judge.verdict(Counting(), 12, sampling, 0, tmp_path / "anew", told=False)
+    assert "6 clips" in whole["warning"]  # there are no more real ones

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from tpdiff.evaluation.judge import Judge, open_judge
+from tpdiff.evaluation.kept import own_work
 from tpdiff.evaluation.study import load_study, make_data, read_result, write_result
 from tpdiff.evaluation.study_page import write_page
-from tpdiff.evaluation.study_run import WHOLE, Desk, Interrupted, _asked, best_rates, run_seed, run_trial
+from tpdiff.evaluation.study_run import Desk, Interrupted, best_rates, run_seed, run_trial
 from tpdiff.recipes import recipe_path
 
 TINY = {
@@ -125,13 +126,14 @@ def test_what_is_finished_is_not_redone(tmp_path):
         ({"final_clips": 67}, "final_clips=66 (now 67)"),
         ({"seconds": 9.0}, "arms.pyramid.train.seconds=0.6 (now 9.0), arms.vanilla.train.seconds=0.6 (now 9.0)"),
         ({"overrides": [*TINY["overrides"], "model.num_layers=3"]}, "arms.pyramid.model.num_layers=1 (now 3)"),
+        ({"arms": TINY["arms"] | {"third": []}}, "names=['vanilla', 'pyramid'] (now ['vanilla', 'pyramid', 'third'])"),
         ({"title": "another", "seeds": [0, 7], "learning_rates": [5e-4, 1e-3, 2e-3, 4e-3]}, None),
     ],
 )
 def test_what_is_kept_of_another_study_is_refused(tmp_path, change, named):
     desk = desk_of(tmp_path)
     rates = {"vanilla": 5e-4, "pyramid": 1e-3}
-    asked = _asked(desk, 0, rates, desk.study.seconds, WHOLE)
+    asked = desk.study.seed_settings(0, rates)
     arms = {arm: {"lr": lr} for arm, lr in rates.items()}
     write_result(desk.seed_file(0), {"done": True, "seed": 0, "arms": arms, "made": {"asked": asked}})
     kept = run_seed(desk, 0)
@@ -140,8 +142,32 @@ def test_what_is_kept_of_another_study_is_refused(tmp_path, change, named):
     if named is None:
         assert run_seed(later, 0) == kept
     else:
-        with pytest.raises(ValueError, match=rf"seed-0\.json was made with .*{re.escape(named)}.*; remove it"):
-            run_seed(later, 0)
+        for use in (lambda: run_seed(later, 0), lambda: write_page(later.study, later.results, "command")):
+            with pytest.raises(ValueError, match=rf"seed-0\.json was made with .*{re.escape(named)}.*; remove it"):
+                use()
+
+
+def test_rates_are_chosen_by_trials_of_this_study(tmp_path):
+    desk = desk_of(tmp_path)
+    for lr in desk.study.learning_rates:
+        kept = trial(lr, 3.0, 9.0) | {"made": {"asked": desk.study.trial_settings(lr)}}
+        write_result(desk.trial_file(lr), kept)
+    assert best_rates(desk) == {"vanilla": 5e-4, "pyramid": 5e-4}
+    assert best_rates(desk_of(tmp_path, final_clips=67))  # which no trial depends on
+    with pytest.raises(
+        ValueError, match=r"trial-0\.0005\.json was made with steps=3 \(now 4\); remove it, or work else"
+    ):
+        run_seed(desk_of(tmp_path, steps=4), 0)
+
+
+def test_weights_belong_to_one_folder_of_results(tmp_path):
+    work, mine, others = (tmp_path / name for name in ("work", "mine", "others"))
+    for _ in range(2):
+        own_work(work, mine)
+    with pytest.raises(ValueError, match=r"work holds the weights behind the results in .*mine; give others a --work"):
+        own_work(work, others)
+    (work / "results.txt").unlink()
+    own_work(work, others)
 
 
 def test_results_from_before_settings_were_kept_are_compared_by_their_study(tmp_path):
@@ -238,4 +264,5 @@ def test_a_whole_study_stopped_and_continued(tmp_path):
     assert len(written) > len(anew) == 1 and anew[0]["steps"] == 0
     page = write_page(study, desk.results, "a command").read_text()
     assert "Still to be run: seed 1" in page and "| pyramid |" in page
+    assert page.count("Warning: 66 clips are too few even for the demo") == 1
     assert (desk.results / "distance.png").stat().st_size > 5000
