@@ -9,7 +9,7 @@ import torch
 import yaml
 from command_line import call, refused
 
-from tpdiff.data import render_digits, write_video
+from tpdiff.data import read_video, render_digits, write_video
 from tpdiff.evaluation.made import folder_clips, folder_geometry, model_geometry, open_model
 from tpdiff.metrics import Reference
 from tpdiff.metrics.clips import choose_clips, find_sources
@@ -325,6 +325,19 @@ def test_refusals(real, made, run, cache, tmp_path):
     write_video(tmp_path / "broken" / "odd.mp4", torch.zeros(5, 16, 16, 3, dtype=torch.uint8), 8)
     message = refused("eval", real, tmp_path / "broken", *there)
     assert "2 of 11 videos" in message and "00004.mp4: " in message and "odd.mp4: has 5 frames" in message
+
+
+def test_clips_of_two_rates_are_compared_at_one(real, made, cache, tmp_path):
+    for path in made.glob("*.mp4"):
+        write_video(tmp_path / "slow" / path.name, read_video(path)[:4], 4)
+    there = ("--cache-dir", cache)
+    said = refused("eval", real, tmp_path / "slow", *there)
+    assert "the made videos have 4 frames a second, the real ones 8: give --fps" in said and "nearest: --fps 4" in said
+    values, _ = figures(real, tmp_path / "slow", *there, "--fps", 4)
+    assert values["protocol"]["fps"] == 4
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "metadata.jsonl").write_text('{"file_name": "absent.mp4"}\n')
+    assert "holds no video: absent.mp4: listed in metadata.jsonl" in refused("eval", real, tmp_path / "none", *there)
 
 
 def test_a_model_and_the_file_are_checked_before_the_real_clips_are_looked_at(real, made, run, tmp_path):

@@ -57,6 +57,13 @@ def test_twins_differ_in_the_method_alone(arms_of):
         assert torch.equal(vanilla._next_batch()["video"], pyramid._next_batch()["video"])
 
 
+def test_both_are_warm_before_the_clock_starts(arms_of, monkeypatch):
+    warmed = []
+    monkeypatch.setattr(demo, "warm_up", warmed.append)
+    trainers = arms_of().trainers
+    assert warmed == list(trainers.values())
+
+
 def test_slices_alternate_and_both_get_the_same_seconds(arms_of):
     arms = arms_of(0.6)
     told = []

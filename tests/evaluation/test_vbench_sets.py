@@ -148,11 +148,13 @@ def test_totals_are_those_of_their_script(suite, totals):
     assert first in suite.totals(scores) and {last, "total score"}.isdisjoint(suite.totals(scores))
 
 
-def measured(folder, dimension, figure=0.5, names=None, place=None):
-    """A file as VBench writes it, of all videos of a dimension unless others are named."""
+def measured(folder, dimension, figure=0.5, names=None, place=None, unjudged=0):
+    """A file as VBench writes it, of all videos of a dimension unless others are named, the first ones not judged."""
     made = read_set(folder)
     place = place or folder / made.measured_in(dimension)
-    rows = [{"video_path": f"{place}/{n}", "video_results": 0.1} for n in names or made.listed(dimension)]
+    names = names or made.listed(dimension)
+    each = [-1] * unjudged + [0.1] * (len(names) - unjudged)
+    rows = [{"video_path": f"{place}/{n}", "video_results": value} for n, value in zip(names, each, strict=True)]
     path = folder / "results" / dimension / "results_2026-01-01-00:00:00_eval_results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({dimension: [figure, rows]}))
@@ -196,6 +198,15 @@ def test_what_is_missing_is_said_and_not_counted(whole):
         "total score": "needs creativity score and physics score",
     }
     assert len(read.totals) == 3
+
+
+def test_a_figure_is_of_those_that_were_judged(whole):
+    measured(whole, "Mechanics", 1.0, unjudged=2)
+    measured(whole, "Composition", unjudged=2)  # where -1 would be a figure like others
+    read = read_results(whole)
+    assert (read.dimensions["Mechanics"].videos, read.dimensions["Mechanics"].of) == (1, 3)
+    assert read.dimensions["Composition"].videos == 3
+    assert "physics score" in read.totals and read.dimensions["Mechanics"].absent == ()
 
 
 def test_results_that_are_not_the_sets(whole, tmp_path):

@@ -200,6 +200,25 @@ def test_a_folder_without_splits(folder, features, tmp_path):
     assert real.isdisjoint(clip.source.digest for clip in halves.train)
 
 
+def test_copies_of_a_video_serve_one_purpose(folder, features, tmp_path):
+    for number, path in enumerate(sorted((folder / "train").iterdir())[:12]):
+        for copy in "ab":
+            shutil.copy(path, tmp_path / f"{number}{copy}.mp4")
+    halves = Reference.fit(tmp_path, **SIZE, split=None, fit_split=None, features=features)
+    digests = [{clip.source.digest for clip in part} for part in (halves.clips, halves.held_clips, halves.train)]
+    assert [len(part) for part in digests] == [6, 3, 3] and len(set.union(*digests)) == 12
+
+
+def test_how_many_may_be_unusable(folder, features, tmp_path):
+    shutil.copytree(folder, tmp_path / "set")
+    for path in sorted((tmp_path / "set" / "train").iterdir())[:4]:
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"max_bad_share 0\.1 allows"):
+        Reference.fit(tmp_path / "set", **SIZE, features=features)
+    fitted = Reference.fit(tmp_path / "set", **SIZE, features=features, max_bad_share=0.5)
+    assert fitted.protocol["fit"]["videos"] + fitted.protocol["floor"]["videos"] == 14
+
+
 def test_refusals(reference, folder, features, tmp_path):
     with pytest.raises(ValueError, match=r"have 4 frames of 16x16"):
         reference.project(torch.zeros(2, 3, 5, 16, 16, dtype=torch.uint8))

@@ -131,6 +131,8 @@ def test_arms_may_be_timed_by_the_processor(tiny, tmp_path):
     step = trainer.train_step
     trainer.train_step = lambda batches: time.sleep(0.3) or step(batches)  # by the wall's clock, one step is too long
     arms.run()
+    with pytest.raises(ValueError, match=r"clock cpu does not see what processes that load .*nearest: data\.workers=0"):
+        Arms({"b": tiny("train.steps=null", "train.seconds=0.2", "data.workers=1")}, tmp_path, clock="cpu")
     assert trainer.seconds >= 0.2
     assert trainer.step > 1 and trainer.losses[0][0] < 0.2
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 TOTAL = "total score"
 
 
-UNJUDGED = -1  # what sparse dimensions give a video that has no part in their figure
+UNJUDGED = -1
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Suite:
         videos: made of a prompt.
         more: made of a prompt for a dimension, where that is another number.
         listed: of each prompt's videos, how many the results of a dimension name, where that is another number.
-        sparse: dimensions whose results leave videos out: do not name them, or give them `UNJUDGED`.
+        sparse: dimensions whose results leave videos out.
+        choosy: dimensions that name all videos, but give `UNJUDGED` to those that have no part in their figure.
         custom: dimensions that can be measured with other prompts.
         stem: characters of a prompt that a video's name holds; None: all.
         ranges: (least, most) of dimensions, from which they are mapped to [0, 1]; (0, 1) where not given.
@@ -42,6 +43,7 @@ class Suite:
     more: Mapping[str, int]
     listed: Mapping[str, int]
     sparse: tuple[str, ...]
+    choosy: tuple[str, ...]
     custom: tuple[str, ...]
     stem: int | None = None
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -100,6 +102,7 @@ VBENCH = Suite(
     more={"temporal_flickering": 25},  # its filter drops those that move
     listed={"temporal_flickering": 5},
     sparse=("temporal_flickering", "color"),
+    choosy=(),
     custom=(
         "subject_consistency",
         "background_consistency",
@@ -151,7 +154,8 @@ VBENCH2 = Suite(
     videos=3,
     more={"Diversity": 20},
     listed={"Diversity": 1},  # one figure for all videos of a prompt, under the first one's name
-    sparse=(  # those in which it finds no event, person or object to judge
+    sparse=(),
+    choosy=(  # where it does not find the event, person or object that it would judge
         "Human_Clothes",
         "Human_Identity",
         "Material",

@@ -25,7 +25,7 @@ class Score:
         normalised: as it enters the suite's totals; None for other prompts than the suite's.
         videos: that it is the figure of.
         of: videos that it could be of.
-        absent: names of the others.
+        absent: names of those that the results do not name.
         file: where it was read.
     """
 
@@ -144,12 +144,13 @@ def _score(path: Path, folder: Path, videos: VideoSet, dimension: str, value: An
             f"{path}: {dimension} was measured on other videos than those of this set in {folder / place}: "
             f"{_some([str(one) for one in strange])}"
         )
-    sparse = dimension in SUITES[videos.suite].sparse
-    counts = [not (sparse and row.get("video_results") == UNJUDGED) for row in rows]
-    seen = {one.name for one, judged in zip(measured, counts, strict=True) if judged}
+    seen = {one.name for one in measured}
+    judged = seen
+    if dimension in SUITES[videos.suite].choosy:
+        judged = {one.name for one, row in zip(measured, rows, strict=True) if row.get("video_results") != UNJUDGED}
     absent = tuple(name for name in names if name not in seen)
     normalised = SUITES[videos.suite].normalised(dimension, figure) if videos.mode == STANDARD else None
-    return Score(float(figure), normalised, len(seen), len(names), absent, str(path))
+    return Score(float(figure), normalised, len(judged), len(names), absent, str(path))
 
 
 def _same_end(path: Path, tail: Sequence[str]) -> bool:
