@@ -118,9 +118,9 @@ def run_seed(desk: Desk, seed: int) -> dict[str, Any]:
     result = read_seed(study, desk.results, seed)
     if result.get("done"):
         return result
+    rates = rates_of(result) if result else best_rates(desk)
     protocol = desk.judge.protocol(desk.sampling)
     refuse_other_judges(path, result, protocol)
-    rates = rates_of(result) if result else best_rates(desk)
     if not result:
         shutil.rmtree(out, ignore_errors=True)  # weights whose record is lost
     arms = _open_arms(desk, out, seed, rates, study.seconds)
