@@ -1,7 +1,7 @@
 # `make demo` does the main job, `make test` checks everything. Both need Python 3.11 or newer and nothing else.
 
 # The version that is tested most comes first; `make PYTHON=...` takes another.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do command -v $$p && break; done),python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 MINUTES ?= 15
@@ -64,7 +64,7 @@ clean:  ## Remove the environment and the demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@if ! $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then \
-		echo "Python 3.11 or newer is needed, and '$(or $(PYTHON),python3)' is none; give one: make PYTHON=/path/to/python3.11" >&2; \
+		echo "Python 3.11 or newer is needed, and '$(PYTHON)' is none; give one: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; \
 	fi
 ifeq ($(HAS_CUDA),1)

@@ -3,8 +3,6 @@
 import io
 import sys
 
-import pytest
-
 from tpdiff.cli.bars import passing_bar
 
 
@@ -13,8 +11,8 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch):
+def as_terminal(monkeypatch):
+    """Standard error, from here on."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -23,7 +21,8 @@ def terminal(monkeypatch):
     return sys.stderr
 
 
-def test_it_comes_and_goes_with_the_work(terminal):
+def test_it_comes_and_goes_with_the_work(monkeypatch):
+    terminal = as_terminal(monkeypatch)
     with passing_bar("reading videos") as tell:
         assert terminal.getvalue() == ""
         for _ in range(2):
@@ -38,7 +37,8 @@ def test_it_comes_and_goes_with_the_work(terminal):
     assert "reading videos" in shown and "3/3" in shown.split("between")[0] and "1/3" in shown.split("between")[2]
 
 
-def test_it_is_not_shown_elsewhere(terminal, monkeypatch):
+def test_it_is_not_shown_elsewhere(monkeypatch):
+    terminal = as_terminal(monkeypatch)
     with passing_bar("reading videos", hidden=True) as tell:
         tell(1, 3)
     assert terminal.getvalue() == ""
