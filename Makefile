@@ -1,6 +1,7 @@
 # `make demo` does the main job, `make test` checks everything. Both need Python 3.11 or newer and nothing else.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The version that is tested most comes first; `make PYTHON=...` takes another.
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.13; do command -v $$p && break; done),python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 MINUTES ?= 15
@@ -64,6 +65,10 @@ clean:  ## Remove the environment and the demo
 	rm -rf $(VENV) demo
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@if ! $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then \
+		echo "Python 3.11 or newer is needed, and '$(PYTHON)' is none; give one: make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	fi
 ifeq ($(HAS_CUDA),1)
 	$(PYTHON) -m venv --system-site-packages $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt

@@ -42,7 +42,18 @@ def ycbcr(frames, matrix, full):
 
 
 def encode(
-    path, frames, times=None, fps=16, front=False, key_every=8, pix_fmt="yuv420p", pixel=None, turn=0, colours=None
+    path,
+    frames,
+    times=None,
+    fps=16,
+    front=False,
+    key_every=8,
+    pix_fmt="yuv420p",
+    pixel=None,
+    turn=0,
+    colours=None,
+    codec="libx264",
+    title=None,
 ):
     """Encode without the code under test; times are presentation times in milliseconds, pixel is the width of a pixel
     over its height, turn the angle in degrees, against the clock, by which players turn the picture, colours (matrix,
@@ -50,7 +61,10 @@ def encode(
     """
     options = {"movflags": "+faststart"} if front else {}
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "10", "g": str(key_every)})
+        if title is not None:
+            container.metadata["title"] = title
+        quality = {"crf": "10"} if codec == "libx264" else {"b": "2000000"}
+        stream = container.add_stream(codec, rate=Fraction(fps), options={"g": str(key_every), **quality})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
         if pixel is not None:
             stream.codec_context.sample_aspect_ratio = pixel

@@ -49,6 +49,14 @@ def test_check_command(mixed, broken):
     assert figures["usable"] == 3 and figures["clips"] == 22 + 32 + 42
 
 
+def test_check_command_tells_of_what_is_not_read(mixed):
+    assert "other kinds" not in run.invoke(app, ["check", str(mixed)]).stdout
+    for name in ("one.gif", "two.gif", "notes.md"):
+        (mixed / name).write_bytes(b"x")
+    assert "  3 files of other kinds are not read: .gif (2), .md (1)\n" in run.invoke(app, ["check", str(mixed)]).stdout
+    assert json.loads(run.invoke(app, ["check", str(mixed), "--json"]).stdout)["others"] == {".gif": 2, ".md": 1}
+
+
 def test_digits_command(tmp_path):
     told = run.invoke(app, ["digits", "--out", str(tmp_path / "set"), "--clips", "4", "--frames", "2", "--json"])
     assert json.loads(told.stdout)["splits"] == {"test": 1, "train": 3}

@@ -111,8 +111,8 @@ def test_the_disk_cache_is_used_and_checked(mixed, tmp_path_factory, monkeypatch
     assert len(files) == 3 and len(list(stored.iterdir())) == 6
     expected = [first[index] for index in range(6)]
     decoded = []
-    read = clips_module.read_video
-    monkeypatch.setattr(clips_module, "read_video", lambda path, **k: decoded.append(path) or read(path, **k))
+    read = clips_module.read_frames
+    monkeypatch.setattr(clips_module, "read_frames", lambda path, **k: decoded.append(path) or read(path, **k))
     assert same(make(mixed, cache="disk", cache_dir=stored)[0], expected[0]) and not decoded
 
     data = files[0].read_bytes()
@@ -157,7 +157,8 @@ def test_bad_files_are_set_aside_with_reasons(mixed, broken, tools):
     (mixed / "short.txt").write_text("short")
     calls = []
     data = make(mixed, frames=12, fps=8, max_bad_share=0.8, progress=lambda *call: calls.append(call))
-    assert len(data) == 3 and calls[-1] == (10, 10) and len(calls) == 10
+    assert len(data) == 3
+    assert calls == [*((n, 10) for n in range(1, 11)), (1, 3), (2, 3), (3, 3)]  # looked at, then kept in memory
     reasons = {item.path.name: item.reason for item in data.bad}
     assert reasons["short.mp4"] == "has 10 frames at 8 fps, 12 are needed"
     assert reasons["single.mp4"] == "has 1 frames at 8 fps, 12 are needed"
@@ -192,7 +193,9 @@ def test_splits_and_captions(digits, mixed):
 def test_refusals(mixed, tmp_path):
     with pytest.raises(DataError, match=r"3 of 3 videos cannot be used(.*\n)*.*has 30 frames, 60 are needed"):
         make(mixed, frames=60, max_bad_share=1.0)
-    with pytest.raises(DataError, match=r"the decoded videos take .* more than memory_budget .*cache 'disk' or 'none'"):
+    with pytest.raises(
+        DataError, match=r"more than the memory allowed, 9\.31e-07 GiB; nearest: data\.cache=disk with "
+    ):
         make(mixed, cache="memory", memory_budget=1000)
     assert make(mixed, cache="auto", memory_budget=1000)[0]["video"].shape == (3, 9, 48, 64)
     for options, message in [

@@ -157,6 +157,109 @@ def test_missing_empty_and_unsplit_folders(tmp_path, folder):
         scan(folder, "train")
 
 
+def test_links_to_folders_are_followed(tmp_path):
+    for name in ("set/b/2.mp4", "set/a/1.mp4", "disk/3.mp4", "disk/deep/4.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    folder = tmp_path / "set"
+    before = scan(folder)
+    assert [entry.path for entry in before.entries] == [folder / "a/1.mp4", folder / "b/2.mp4"]
+    (folder / "train").symlink_to(tmp_path / "disk")
+    found = scan(folder)
+    assert found.entries[:2] == before.entries
+    assert [entry.path for entry in found.entries[2:]] == [folder / "train/3.mp4", folder / "train/deep/4.mp4"]
+    assert [entry.path.name for entry in scan(folder, "train").entries] == ["3.mp4", "4.mp4"]
+    (tmp_path / "all").symlink_to(folder)
+    assert len(scan(tmp_path / "all").entries) == 4
+
+
+def test_links_that_go_round_end(tmp_path):
+    for name in ("set/a/1.mp4", "set/b/2.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    folder = tmp_path / "set"
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "b" / "self").symlink_to(folder / "b")
+    (folder / "b" / "nothing").symlink_to(folder / "b" / "nothing")
+    assert [entry.path.name for entry in scan(folder).entries] == ["1.mp4", "2.mp4"]
+    (folder / "b" / "a").symlink_to(folder / "a")  # no folder around it
+    assert [str(entry.path.relative_to(folder)) for entry in scan(folder).entries] == [
+        "a/1.mp4",
+        "b/2.mp4",
+        "b/a/1.mp4",
+    ]
+
+
+def test_files_of_other_kinds_are_counted(folder):
+    for name in ("b.txt", "alone.txt", "sub/one.GIF", "sub/two.gif", "README", ".hidden.gif", "still.png"):
+        (folder / name).write_bytes(b"x")
+    assert list(scan(folder).others.items()) == [(".gif", 2), ("no suffix", 1), (".txt", 1), (".md", 1), (".png", 1)]
+    assert scan(folder, pictures=True).others == {".gif": 2, "no suffix": 1, ".txt": 1, ".md": 1}
+    write_jsonl(folder, {"file_name": "b.mp4", "split": "train"})
+    assert scan(folder, "train").others[".txt"] == 2  # captions are in the metadata
+
+
+def test_a_folder_of_other_kinds_says_what_it_holds(tmp_path):
+    for name in ("a.gif", "b.gif", "c.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"no video files \(\.mp4, .*\) in .*; it holds \.gif \(2\), \.txt \(1\)$"):
+        scan(tmp_path)
+
+
+@pytest.fixture
+def splits(tmp_path):
+    """The layout of Hugging Face: each split has metadata of its own."""
+    for name in ("train/a.mp4", "train/deep/b.mp4", "train/c.mp4", "test/a.mp4", "val/d.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    write_jsonl(
+        tmp_path / "train",
+        {"file_name": "deep/b.mp4", "text": "two"},
+        {"file_name": "a.mp4", "caption": "one", "split": "train", "rating": 1},
+        {"file_name": "gone.mp4", "caption": "a ghost"},
+    )
+    (tmp_path / "test" / "metadata.csv").write_text("file_name,text\na.mp4,three\n")
+    (tmp_path / "val" / "d.txt").write_text("four")
+    return tmp_path
+
+
+def test_metadata_of_each_split(splits):
+    found = scan(splits)
+    assert [(str(e.path.relative_to(splits)), e.caption, e.split, e.extra) for e in found.entries] == [
+        ("test/a.mp4", "three", "test", {}),
+        ("train/a.mp4", "one", "train", {"rating": 1}),
+        ("train/deep/b.mp4", "two", "train", {}),
+        ("val/d.mp4", "four", "val", {}),
+    ]
+    reason = "listed in train/metadata.jsonl, line 3, but no such file"
+    assert found.skipped == (BadFile(splits / "train" / "gone.mp4", reason, "train"),)
+    assert found.unlisted == (splits / "train" / "c.mp4",) and found.others == {}
+    assert [entry.caption for entry in scan(splits, "train").entries] == ["one", "two"]
+
+
+def test_metadata_of_the_whole_folder_go_before(splits):
+    write_jsonl(splits, {"file_name": "train/c.mp4", "text": "five", "split": "test"})
+    assert [(entry.caption, entry.split) for entry in scan(splits).entries] == [("five", "test")]
+    assert scan(splits).others == {".csv": 1, ".jsonl": 1, ".txt": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"file_name": "a.mp4", "split": "test"},
+            r"train/metadata\.jsonl, line 1: split 'test' .* of 'train'; leave it",
+        ),
+        ({"file_name": "../test/a.mp4"}, r"line 1: file_name '\.\./test/a\.mp4' leads out of the folder"),
+        ("", r"train/metadata\.jsonl lists no videos"),
+    ],
+)
+def test_metadata_of_a_split_keep_to_it(splits, row, message):
+    write_jsonl(splits / "train", row)
+    with pytest.raises(DataError, match=message):
+        scan(splits)
+
+
 def test_missing_captions_say_what_to_write(folder):
     with pytest.raises(DataError, match=r"3 of 3 videos in .* have no caption: a.MOV, b.mp4, .*c\.webm") as caught:
         require_captions(scan(folder).entries, folder)

@@ -5,7 +5,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from tpdiff.data import VideoError, decoding, probe, read_clip, read_video
+from tpdiff.data import VideoError, check_folder, decoding, probe, read_clip, read_video
+from tpdiff.data.folder import SUFFIXES
 from tpdiff.data.video import grid_length, inspect
 
 
@@ -72,6 +73,58 @@ def test_other_containers(tools, tmp_path, suffix):
     path = tools.encode(tmp_path / f"clip.{suffix}", tools.numbered(40))
     assert probe(path, decode=True).frames == 40
     assert tools.read_numbers(read_clip(path, start=1.25, frames=3, fps=8)) == [20, 22, 24]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        ("3gp", "libx264"),
+        ("flv", "libx264"),
+        ("flv", "flv"),
+        ("mpg", "mpeg1video"),
+        ("mpeg", "mpeg2video"),
+        ("ts", "libx264"),
+        ("ts", "mpeg2video"),
+        ("mts", "libx264"),
+        ("m2ts", "libx264"),
+        ("wmv", "wmv2"),
+    ],
+)
+def test_every_kind_that_folders_list(tools, tmp_path, suffix, codec):
+    assert f".{suffix}" in SUFFIXES
+    path = tools.encode(tmp_path / f"clip.{suffix}", tools.numbered(40), fps=25, codec=codec)
+    info, times = inspect(path)
+    assert (info.frames, info.fps, info.damage) == (40, 25, None)
+    assert times == pytest.approx([number / 25 for number in range(40)], abs=0.002)
+    video = read_video(path)
+    assert tools.read_numbers(video) == list(range(40))
+    for first in range(38):
+        assert torch.equal(read_clip(path, start=times[first], frames=3), video[first : first + 3])
+    assert tools.read_numbers(read_clip(path, start=0.8, frames=3, fps=12.5)) == [20, 22, 24]
+
+
+@pytest.fixture(params=[(b"Cafe", b"Caf\xe9"), (b"VideoHandler", b"Vid\xe9oHandler")], ids=["container", "stream"])
+def tagged(tools, tmp_path, request):
+    """A folder with one video, of which a tag is Latin-1."""
+    path = tools.encode(tmp_path / "a.mp4", tools.numbered(9), title="Cafe")
+    tag, latin = request.param
+    data = path.read_bytes()
+    assert data.count(tag) == 1
+    path.write_bytes(data.replace(tag, latin))
+    return tmp_path
+
+
+def test_tags_in_other_encodings(tools, tagged):
+    assert tools.read_numbers(read_video(tagged / "a.mp4")) == list(range(9))
+    report = check_folder(tagged, 9, 48, 64)
+    assert report.usable == 1 and report.bad == ()
+
+
+@pytest.mark.skipif(not decoding.TAGS, reason="this PyAV reads every tag")
+def test_a_tag_that_cannot_be_read_is_told_with_its_file(tagged, monkeypatch):
+    monkeypatch.setattr(decoding, "TAGS", {})
+    with pytest.raises(VideoError, match=r"a\.mp4: one of its tags is not UTF-8 text"):
+        read_video(tagged / "a.mp4")
 
 
 def test_too_few_frames(counted):

@@ -160,6 +160,106 @@ def test_a_folder_s_name_is_not_cut(path):
     assert build_config(LEAST, [f"data.path='{path}'"]).data.path == path
 
 
+TEXTS = [
+    "2024-05-01",
+    "2024-13-45",
+    "007",
+    "1e5",
+    "0x10",
+    "1_000",
+    "12:30:45",
+    "no",
+    "true",
+    ".nan",
+    "=",
+    "a # b",
+    "# b",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("key", ["data.path", "data.split", "data.cache_dir", "condition.encoder", "model.autoencoder"])
+def test_text_is_taken_as_typed(key, text):
+    """YAML takes most of these for dates, numbers, truth values or remarks."""
+    section, name = key.split(".")
+    for typed in (text, f" {text} ", f"'{text}'"):
+        assert getattr(getattr(build_config(LEAST, [f"{key}={typed}"]), section), name) == text
+
+
+def test_text_inside_a_section_that_may_be_absent_is_taken_as_typed():
+    config = build_config(LEAST, ["pretrained.path=2024-05-01", "pretrained.network=no"])
+    assert (config.pretrained.path, config.pretrained.network) == ("2024-05-01", "no")
+
+
+@pytest.mark.parametrize("text", ["", "null", "~", " "])
+def test_nothing_is_no_text(text):
+    config = build_config(LEAST, [f"data.split={text}", f"data.cache_dir={text}"])
+    assert config.data.split is None and config.data.cache_dir is None
+    with pytest.raises(ConfigError, match=r"data\.path is required"):
+        build_config(LEAST, [f"data.path={text}"])
+    with pytest.raises(ConfigError, match=r"condition\.encoder: input should be a valid string, got None"):
+        build_config(LEAST, [f"condition.encoder={text}"])
+    assert build_config(LEAST, ["data.split='null'"]).data.split == "null"
+
+
+@pytest.mark.parametrize("typed", ["[a, b]", "a: b"])
+def test_lists_and_mappings_are_no_text(typed):
+    with pytest.raises(ConfigError, match=r"data\.path: input should be a valid string, got [\[{]'a'"):
+        build_config(LEAST, [f"data.path={typed}"])
+
+
+def test_other_values_are_read_as_ever():
+    overrides = ["data.fps=007", "data.starts=null", "pyramid.causal_time=no", "train.precision=no"]
+    config = build_config(LEAST, overrides)
+    assert (config.data.fps, config.data.starts, config.pyramid.causal_time) == (7, None, False)
+    assert config.train.precision == "no"
+    options = ["pretrained.path=x", "pretrained.options.max_sequence_length=5", "pretrained.options.fast=yes"]
+    assert build_config(LEAST, options).pretrained.options == {"max_sequence_length": 5, "fast": True}
+
+
+@pytest.mark.parametrize(
+    "key", ["data.path", "data.cache_dir", "data.shards", "model.autoencoder", "condition.encoder"]
+)
+def test_a_tilde_is_the_user_s_own_folder(key, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    section, name = key.split(".")
+    more = ["model.autoencoder=x"] if key == "data.shards" else []
+    for place, meant in [("~/a b", f"{tmp_path}/a b"), ("a/~/b", "a/~/b"), ("s3://b/~x", "s3://b/~x"), ("x", "x")]:
+        assert getattr(getattr(build_config(LEAST, [*more, f"{key}={place}"]), section), name) == meant
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(LEAST | {section: LEAST.get(section, {}) | {name: place}}))
+        assert getattr(getattr(load_config(tmp_path / "run.yaml", more), section), name) == meant
+
+
+def test_a_tilde_in_the_path_of_a_pipeline(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert build_config(LEAST, ["pretrained.path=~/wan"]).pretrained.path == f"{tmp_path}/wan"
+
+
+@pytest.mark.parametrize(
+    ("buckets", "message"),
+    [
+        ("49", "data.buckets 49 is not FRAMESxHEIGHTxWIDTH, such as 49x480x832"),
+        ("[49,480,832]", "data.buckets [49, 480, 832] is one size, not a list of them; nearest: 49x480x832"),
+        ("[[49,480]]", "data.buckets [49, 480] is not FRAMESxHEIGHTxWIDTH, such as 49x480x832"),
+        ("[[49,480,0]]", "data.buckets [49, 480, 0] is not FRAMESxHEIGHTxWIDTH, such as 49x480x832"),
+        ("[49x480x832,7]", "data.buckets 7 is not FRAMESxHEIGHTxWIDTH, such as 49x480x832"),
+        ("{a: b}", "data.buckets {'a': 'b'} is not FRAMESxHEIGHTxWIDTH, such as 49x480x832"),
+        ("49x480", "data.buckets '49x480' is not FRAMESxHEIGHTxWIDTH, such as 49x480x832"),
+    ],
+)
+def test_buckets_that_are_no_sizes(buckets, message):
+    with pytest.raises(ConfigError) as caught:
+        build_config(LEAST, [f"data.buckets={buckets}"])
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("buckets", ["49x480x832,1x480x832", "[[49,480,832],[1,480,832]]", "[49x480x832, 1×480×832]"])
+def test_buckets_can_be_written_in_several_ways(buckets):
+    data = build_config(LEAST, [f"data.buckets={buckets}"]).data
+    assert data.buckets == [(49, 480, 832), (1, 480, 832)]
+    assert (data.frames, data.height, data.width) == (49, 480, 832)
+
+
 def test_overrides_win_and_the_last_of_them_most(tmp_path):
     (tmp_path / "run.yaml").write_text("data: {path: there}\ntrain: {steps: 3, lr: 1e-3}\n")
     config = load_config(tmp_path / "run.yaml", ["train.lr=2e-4", "train.lr=3e-4", "model.hidden_size=48", "data.fps="])

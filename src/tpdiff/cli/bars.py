@@ -1,7 +1,8 @@
 """Bars on standard error: how far a command is."""
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 Tell = Callable[[int, int], None]
 """(done, in all)."""
@@ -31,3 +32,25 @@ def progress_bar(name: str, hidden: bool) -> Iterator[Tell | None]:
         return
     with progress_bars(transient=False) as bar:
         yield bar(name)
+
+
+@contextmanager
+def passing_bar(name: str, hidden: bool = False) -> Iterator[Tell]:
+    """A bar that comes with the first thing done and goes with the last, as often as there is more to do; on a terminal
+    only.
+    """
+    hidden = hidden or not sys.stderr.isatty()
+    with ExitStack() as shown:
+        bars: list[Tell] = []
+
+        def tell(done: int, total: int) -> None:
+            if hidden:
+                return
+            if not bars:
+                bars.append(shown.enter_context(progress_bars())(name))
+            bars[0](done, total)
+            if done == total:
+                shown.close()
+                bars.clear()
+
+        yield tell

@@ -155,3 +155,7 @@ def _tell_report(report: FolderReport) -> None:
         )
     if report.unlisted:
         typer.echo(f"  {len(report.unlisted)} videos are not in the metadata and stay unused")
+    if report.others:
+        from ..data.folder import kinds_of
+
+        typer.echo(f"  {sum(report.others.values())} files of other kinds are not read: {kinds_of(report.others)}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpdiff.cli.bars import passing_bar
 from tpdiff.cli.quiet import quiet
 from tpdiff.cli.stop import stop_on_signals
 
@@ -45,21 +46,22 @@ def train(
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     trainer: Trainer | AutoencoderTrainer
-    if isinstance(recipe, AutoencoderConfig):
-        if dry:
-            raise ValueError(f"{config} is the recipe of an autoencoder, which has no stages; leave out --dry-run")
-        if processes > 1:
-            raise ValueError(f"an autoencoder trains in one process, not {processes}; nearest: without a launcher")
-        trainer = AutoencoderTrainer(recipe, run, resume=resume)
-        main = True
-    elif dry:
-        from tpdiff.training.dry_run import dry_run
+    with passing_bar("reading videos", hidden=int(os.environ.get("RANK", 0)) > 0) as reading:
+        if isinstance(recipe, AutoencoderConfig):
+            if dry:
+                raise ValueError(f"{config} is the recipe of an autoencoder, which has no stages; leave out --dry-run")
+            if processes > 1:
+                raise ValueError(f"an autoencoder trains in one process, not {processes}; nearest: without a launcher")
+            trainer = AutoencoderTrainer(recipe, run, resume=resume, progress=reading)
+            main = True
+        elif dry:
+            from tpdiff.training.dry_run import dry_run
 
-        _show(dry_run(recipe, run), as_json)
-        return
-    else:
-        trainer = Trainer(recipe, run, resume=resume)
-        main = trainer.accelerator.is_main_process
+            _show(dry_run(recipe, run, progress=reading), as_json)
+            return
+        else:
+            trainer = Trainer(recipe, run, resume=resume, progress=reading)
+            main = trainer.accelerator.is_main_process
     for bad in trainer.dataset.bad if main else []:
         print(f"skipped {bad.path}: {bad.reason}", file=sys.stderr)
     progress = ProgressReport(run.name) if main else nullcontext()

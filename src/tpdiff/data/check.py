@@ -21,7 +21,7 @@ class FolderReport:
     offer, `apart` those one after another without overlap, as `tpdiff cache` takes them. `bare` videos have no
     caption. `sizes` and `rates` count videos as "HxW" and frames a second; `duration` is (least, median, most)
     and `total_duration` the sum, in seconds, of what decodes. `damaged` files break off early but are long
-    enough.
+    enough. `others` counts files that are no videos, captions or metadata, by suffix.
     """
 
     folder: Path
@@ -41,6 +41,7 @@ class FolderReport:
     damaged: tuple[BadFile, ...]
     unlisted: tuple[Path, ...]
     bare: tuple[Path, ...]
+    others: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
         """The same in numbers, strings, lists and dicts, ready for JSON."""
@@ -97,6 +98,7 @@ def check_folder(
         damaged=tuple(BadFile(video.entry.path, video.damage) for video in videos if video.damage),
         unlisted=found.unlisted,
         bare=tuple(entry.path for entry in entries if entry.caption is None),
+        others=found.others,
     )
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tpdiff.threads import usable_cores
-
+from .ahead import in_threads
 from .errors import DataError, VideoError
 from .folder import BadFile, Entry, FolderScan, check_share, require_captions, scan
 from .frames import check_mode, check_rate, check_size, to_float, to_uint8
 from .store import cache_path, fill_memory, load_frames, load_info, store_frames, store_info
 from .stream import StreamSampler, draw_start, epoch_order, legal_starts, stream_indices
-from .video import VideoInfo, grid_length, inspect, probe, read_clip, read_video
+from .video import VideoInfo, grid_length, inspect, probe, read_clip, read_frames, read_video
 
 __all__ = [
     "ClipDataset",
@@ -37,7 +36,6 @@ __all__ = [
 
 CACHES = ("auto", "memory", "disk", "none")
 Progress = Callable[[int, int], None]  # (videos done, videos in all)
-T = TypeVar("T")
 
 
 class Geometry(NamedTuple):
@@ -97,7 +95,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
     frames. starts: clips of one video, evenly spread over it; None lets one start at any frame. cache keeps
     decoded videos: "memory" (refused when they do not fit `memory_budget` bytes), "disk" (files under
     `cache_dir`, checked before they are trusted), "none" decodes each clip when asked, "auto" is memory where
-    it fits, else none. progress: called with (videos checked, videos in all).
+    it fits, else none. progress: called with (videos done, videos in all), when they are checked and once more
+    when they are kept in memory.
 
     Every file is decoded once beforehand. Unusable ones are set aside in `bad`, with reasons; those that only
     break off after enough frames are used and named in `damaged`.
@@ -150,10 +149,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
             if self.decoded_bytes > memory_budget:
                 needed, allowed = self.decoded_bytes / 1024**3, memory_budget / 1024**3
                 raise DataError(
-                    f"the decoded videos take {needed:.3g} GiB, more than memory_budget {allowed:.3g} GiB; "
-                    "raise it, or choose cache 'disk' or 'none'"
+                    f"the decoded videos take {needed:.3g} GiB, more than the memory allowed, {allowed:.3g} GiB; "
+                    "nearest: data.cache=disk with data.cache_dir, or data.cache=none (decoded clip by clip)"
                 )
-            self._block = fill_memory([v.length for v in videos], (height, width), _decode_all(videos, self.geometry))
+            self._block = _decode_all(videos, self.geometry, progress)
 
     @property
     def captions(self) -> list[str]:
@@ -222,17 +221,18 @@ def verify(
         except VideoError as error:
             return BadFile(entry.path, error.reason)
 
-    for done, result in enumerate(_in_threads(look, found.entries), 1):
-        if isinstance(result, Video) and result.length < geometry.frames:
-            rate = "" if geometry.fps is None else f" at {geometry.fps:g} fps"
-            why = f"has {result.length} frames{rate}, {geometry.frames} are needed"
-            result = BadFile(result.entry.path, why + (f" ({result.damage})" if result.damage else ""))
-        if isinstance(result, Video):
-            videos.append(result)
-        else:
-            bad.append(result)
-        if progress is not None:
-            progress(done, len(found.entries))
+    with closing(in_threads(look, found.entries)) as results:
+        for done, result in enumerate(results, 1):
+            if isinstance(result, Video) and result.length < geometry.frames:
+                rate = "" if geometry.fps is None else f" at {geometry.fps:g} fps"
+                why = f"has {result.length} frames{rate}, {geometry.frames} are needed"
+                result = BadFile(result.entry.path, why + (f" ({result.damage})" if result.damage else ""))
+            if isinstance(result, Video):
+                videos.append(result)
+            else:
+                bad.append(result)
+            if progress is not None:
+                progress(done, len(found.entries))
     return tuple(videos), tuple(bad)
 
 
@@ -260,7 +260,7 @@ def _kept(entry: Entry, geometry: Geometry, store: Path) -> Video:
         info = probe(entry.path, decode=True)
         store_info(store, info)
     if frames is None:
-        store_frames(store, lambda: read_video(entry.path, fps=geometry.fps, size=size, resize=geometry.resize))
+        store_frames(store, size, read_frames(entry.path, fps=geometry.fps, size=size, resize=geometry.resize))
         frames = load_frames(store, size)
         if frames is None:
             raise DataError(f"{store} does not read back what was just written; is the disk sound?")
@@ -272,22 +272,18 @@ def _store_paths(found: FolderScan, folder: Path, geometry: Geometry) -> dict[Pa
     return {entry.path: cache_path(folder, entry.path, key) for entry in found.entries}
 
 
-def _decode_all(videos: tuple[Video, ...], geometry: Geometry) -> Iterator[tuple[int, Tensor]]:
+def _decode_all(videos: tuple[Video, ...], geometry: Geometry, progress: Progress | None) -> Tensor:
+    """One block of the frames of all videos, one after another."""
     size = geometry.height, geometry.width
 
     def decode(video: Video) -> Tensor:
         return read_video(video.entry.path, fps=geometry.fps, size=size, resize=geometry.resize)
 
-    return enumerate(_in_threads(decode, videos))
+    def told(results: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        for number, frames in enumerate(results):
+            yield number, frames
+            if progress is not None:
+                progress(number + 1, len(videos))
 
-
-def _in_threads(work: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
-    """Results in order. A few are worked out ahead, never all of them, so that memory stays bounded."""
-    workers = min(8, usable_cores())
-    with ThreadPoolExecutor(workers) as pool:
-        pending = [pool.submit(work, item) for item in items[: 2 * workers]]
-        for number in range(len(items)):
-            yield pending[number].result()
-            pending[number] = None  # type: ignore[call-overload]
-            if len(pending) < len(items):
-                pending.append(pool.submit(work, items[len(pending)]))
+    with closing(in_threads(decode, videos)) as results:
+        return fill_memory([video.length for video in videos], size, told(results))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -12,10 +13,14 @@ import torch
 from av.container import InputContainer
 from torch import Tensor
 
+from .ahead import check_wanted
 from .errors import VideoError
 from .writing import CONVERSION
 
 TIE = 1e-6  # seconds; between two frames equally near, the earlier one is taken
+INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # formats that are searched; others are decoded from their start
+# Many tags are not UTF-8. From 19 on PyAV reads them so without being told.
+TAGS: dict[str, Any] = {"metadata_errors": "surrogateescape"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 @contextmanager
@@ -27,7 +32,9 @@ def opened(path: str | Path) -> Iterator[InputContainer]:
     if path.stat().st_size == 0:
         raise VideoError(path, "the file is empty (0 bytes)")
     try:  # a playlist in disguise must not reach the network
-        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"})
+        container = av.open(str(path.absolute()), options={"protocol_whitelist": "file"}, **TAGS)
+    except UnicodeDecodeError as error:
+        raise VideoError(path, f"one of its tags is not UTF-8 text ({error.reason})") from error
     except (av.FFmpegError, OSError) as error:
         raise VideoError(path, _unreadable(path, error)) from error
     with container:
@@ -53,7 +60,7 @@ def frames_from(container: InputContainer, start: float) -> Iterator[tuple[float
     """Frames from one at or before `start` on, jumping to a key frame where the file allows it."""
     moved = False
     for margin in (0.0, 2.0):  # an index by decoding time, which is earlier, can lead too far: step back once
-        if start - margin <= 0 or _is_counted(container):
+        if start - margin <= 0 or container.format.name not in INDEXED:
             break
         try:
             _seek(container, start - margin)
@@ -77,11 +84,12 @@ def _seek(container: InputContainer, time: float) -> None:
 
 
 def decoded(container: InputContainer) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds after the first frame, frame) for frames that decode whole, until damage."""
+    """(seconds after the first frame, frame) for frames that decode whole, until damage, while they are wanted."""
     stream = container.streams.video[0]
     base, rate, origin = _base(stream), rate_of(stream), stream.start_time or 0
     counted = _is_counted(container)
     for index, frame in enumerate(container.decode(stream)):
+        check_wanted()
         if frame.is_corrupt:
             return
         yield (index / rate if counted or frame.pts is None else (frame.pts - origin) * base), frame

@@ -1,24 +1,28 @@
 """A folder of captioned videos: which files, which captions, which split.
 
 Captions come from `metadata.jsonl` or `metadata.csv` in the folder (keys `file_name`, `caption` or `text`,
-optional `split`; the rest is kept), or else from a `.txt` beside each video. Without metadata, a first
-subfolder called train, validation, val or test is the split.
+optional `split`; the rest is kept), or else from a `.txt` beside each video. Without metadata there, a first
+subfolder called train, validation, val or test is the split. It may have metadata of its own, with paths within it.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import DataError
+from .metadata import rows_of, table_of, text_in
+from .recipe import RECIPE
 
-SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
+SUFFIXES = (
+    *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".3gp", ".flv"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv"),
+)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-METADATA = ("metadata.jsonl", "metadata.csv")
 HELD_OUT = ("validation", "val", "test")
 SPLIT_FOLDERS = ("train", *HELD_OUT)
 SHOWN = 5  # names listed in a message
@@ -45,13 +49,14 @@ class BadFile:
 
 @dataclass(frozen=True)
 class FolderScan:
-    """What a folder holds: usable entries in order of name, files set aside, and videos the metadata leave
-    out.
+    """What a folder holds: usable entries in order of name, files set aside, videos the metadata leave out, and how
+    many other files have which suffix, the most frequent first.
     """
 
     entries: tuple[Entry, ...]
     skipped: tuple[BadFile, ...] = ()
     unlisted: tuple[Path, ...] = ()
+    others: dict[str, int] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -62,8 +67,8 @@ class FolderScan:
 def scan(folder: str | Path, split: str | None = None, pictures: bool = False) -> FolderScan:
     """List the videos of a folder and its subfolders; hidden files are left out. Nothing is decoded.
 
-    split: keep what is of this split only, files set aside included; None keeps all. pictures: list single
-    pictures too.
+    Links to folders are followed, but for one that leads back to a folder around it. split: keep what is of this
+    split only, files set aside included; None keeps all. pictures: list single pictures too.
     Raises DataError when the folder is missing or holds no video, when a line of the metadata is malformed
     (with file and line), or when nothing is of the split asked for.
     """
@@ -71,16 +76,30 @@ def scan(folder: str | Path, split: str | None = None, pictures: bool = False) -
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}" if not folder.exists() else f"{folder} is a file, not a folder")
     suffixes = SUFFIXES + PICTURES if pictures else SUFFIXES
-    videos = sorted(path for path in folder.rglob("*") if _is_video(path, folder, suffixes))
-    metadata = [folder / name for name in METADATA if (folder / name).is_file()]
-    if len(metadata) > 1:
-        raise DataError(f"{folder} holds both {' and '.join(METADATA)}; keep one of them")
-    if not videos and not metadata:
-        raise DataError(f"no video files ({', '.join(suffixes)}) in {folder}")
-    found = _from_metadata(folder, metadata[0], videos) if metadata else _from_neighbours(folder, videos)
-    if not found.entries and not found.skipped:
-        raise DataError(f"{metadata[0]} lists no videos")
+    files = sorted(_files(folder))
+    videos = [path for path in files if path.suffix.lower() in suffixes]
+    tables = _tables(folder)
+    if not videos and not tables:
+        held = f"; it holds {kinds_of(_others(files))}" if files else ""
+        raise DataError(f"no video files ({', '.join(suffixes)}) in {folder}{held}")
+    parts, alone = [], videos
+    for table in tables:
+        parts.append(_from_metadata(folder, table, [path for path in alone if path.is_relative_to(table.parent)]))
+        alone = [path for path in alone if not path.is_relative_to(table.parent)]
+    parts.append(_from_neighbours(folder, alone))
+    used = {*videos, *tables, folder / RECIPE, *(path.with_suffix(".txt") for path in alone)}
+    found = FolderScan(
+        tuple(sorted((entry for part in parts for entry in part.entries), key=lambda entry: entry.path)),
+        tuple(item for part in parts for item in part.skipped),
+        tuple(path for part in parts for path in part.unlisted),
+        _others(path for path in files if path not in used),
+    )
     return found if split is None else _only(found, split, folder)
+
+
+def kinds_of(others: dict[str, int]) -> str:
+    """Suffixes with their counts, in words: ".gif (3), .md (1)"."""
+    return _listed([f"{suffix} ({count})" for suffix, count in others.items()])
 
 
 def require_captions(entries: tuple[Entry, ...], folder: str | Path) -> None:
@@ -113,9 +132,33 @@ def check_share(scan: FolderScan, max_bad_share: float) -> None:
         )
 
 
-def _is_video(path: Path, folder: Path, suffixes: tuple[str, ...]) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in suffixes and not hidden and path.is_file()
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files below a folder that are not hidden; above: the folders around it, without links."""
+    place = folder.resolve()
+    if place in above:
+        return
+    try:
+        names = os.listdir(folder)
+    except PermissionError:
+        if not above:
+            raise
+        return  # another's, such as the lost+found of a disk
+    for path in (folder / name for name in names if not name.startswith(".")):
+        if path.is_dir():
+            yield from _files(path, (*above, place))
+        elif path.is_file():
+            yield path
+
+
+def _others(files: Iterable[Path]) -> dict[str, int]:
+    """How many files have each suffix."""
+    return dict(Counter(path.suffix.lower() or "no suffix" for path in files).most_common())
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The metadata of a folder, or else those of its splits."""
+    whole = table_of(folder)
+    return [whole] if whole else [table for split in SPLIT_FOLDERS if (table := table_of(folder / split))]
 
 
 def _only(found: FolderScan, split: str, folder: Path) -> FolderScan:
@@ -124,7 +167,7 @@ def _only(found: FolderScan, split: str, folder: Path) -> FolderScan:
     if not entries and not skipped:
         known = ", ".join(found.splits) or "none: neither metadata nor subfolders name one"
         raise DataError(f"split {split!r} is not in {folder}; known splits: {known}")
-    return FolderScan(entries, skipped, found.unlisted)
+    return replace(found, entries=entries, skipped=skipped)
 
 
 def _from_neighbours(folder: Path, videos: list[Path]) -> FolderScan:
@@ -141,71 +184,37 @@ def _from_neighbours(folder: Path, videos: list[Path]) -> FolderScan:
     return FolderScan(tuple(entries), tuple(skipped))
 
 
-def _from_metadata(folder: Path, metadata: Path, videos: list[Path]) -> FolderScan:
-    rows = _jsonl(metadata) if metadata.suffix == ".jsonl" else _csv(metadata)
+def _from_metadata(folder: Path, table: Path, videos: list[Path]) -> FolderScan:
+    """What a table says of the videos in its own folder, the whole or that of a split."""
     entries, skipped = [], []
     listed: dict[Path, tuple[int, str | None]] = {}
-    for line, row in rows:
-        name = _text(row, "file_name", metadata, line)
+    own = None if table.parent == folder else table.parent.name
+    for line, row in rows_of(table):
+        name = text_in(row, "file_name", table, line)
         if not name:
-            raise DataError(f"{metadata}, line {line}: no file_name; write the video's path within the folder")
+            raise DataError(f"{table}, line {line}: no file_name; write the video's path within the folder")
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DataError(f"{metadata}, line {line}: file_name {name!r} leads out of the folder")
-        caption = _text(row, "caption", metadata, line) or _text(row, "text", metadata, line)
-        split = _text(row, "split", metadata, line)
-        path = folder / name
+            raise DataError(f"{table}, line {line}: file_name {name!r} leads out of the folder")
+        caption = text_in(row, "caption", table, line) or text_in(row, "text", table, line)
+        split = text_in(row, "split", table, line) or own
+        if own is not None and split != own:
+            raise DataError(f"{table}, line {line}: split {split!r} of a video in the folder of {own!r}; leave it out")
+        path = table.parent / name
         before, other = listed.setdefault(path, (line, split))
         if other != split:
             raise DataError(
-                f"{metadata}, line {line}: {name!r} is of split {split!r}, in line {before} of {other!r}; what is "
+                f"{table}, line {line}: {name!r} is of split {split!r}, in line {before} of {other!r}; what is "
                 "held out must not be trained on"
             )
         if not path.is_file():
-            skipped.append(BadFile(path, f"listed in {metadata.name}, line {line}, but no such file", split))
+            reason = f"listed in {table.relative_to(folder)}, line {line}, but no such file"
+            skipped.append(BadFile(path, reason, split))
             continue
         extra = {key: value for key, value in row.items() if key not in ("file_name", "caption", "text", "split")}
         entries.append(Entry(path, caption, split, extra))
-    entries.sort(key=lambda entry: entry.path)
+    if not listed:
+        raise DataError(f"{table} lists no videos")
     return FolderScan(tuple(entries), tuple(skipped), tuple(path for path in videos if path not in listed))
-
-
-def _text(row: dict[str, Any], key: str, metadata: Path, line: int) -> str | None:
-    value = row.get(key)
-    if value is not None and not isinstance(value, str):
-        raise DataError(f"{metadata}, line {line}: {key} must be text, got {value!r}")
-    return (value or "").strip() or None
-
-
-def _jsonl(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(_lines(metadata), 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{metadata}, line {line}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{metadata}, line {line}: not a JSON object: {text[:60]!r}")
-        yield line, row
-
-
-def _csv(metadata: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_lines(metadata))
-    if "file_name" not in (reader.fieldnames or []):
-        raise DataError(f"{metadata}, line 1: no column file_name among {reader.fieldnames or []}")
-    for row in reader:
-        if None in row or None in row.values():
-            columns = len(reader.fieldnames or [])
-            raise DataError(f"{metadata}, line {reader.line_num}: not the {columns} columns of line 1")
-        yield reader.line_num, row
-
-
-def _lines(metadata: Path) -> list[str]:
-    try:
-        text = metadata.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{metadata}: not UTF-8 text ({error})") from error
-    return [f"{line}\n" for line in text.removesuffix("\n").split("\n")]  # other line ends may stand in captions
 
 
 def _listed(names: list[str]) -> str:

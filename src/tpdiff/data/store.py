@@ -5,15 +5,16 @@ Frames are uint8 (T, H, W, 3) at the size and frame rate wanted. Beside those in
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from tpdiff.files import write_whole
 
+from .ahead import check_wanted
 from .video import VideoInfo
 
 CHECKSUM_BYTES = 4
+BLOCK = 1024**2  # bytes that are read at once to check a file
 
 
 def fill_memory(counts: list[int], size: tuple[int, int], videos: Iterable[tuple[int, Tensor]]) -> Tensor:
@@ -54,11 +57,21 @@ def load_frames(path: Path, size: tuple[int, int]) -> np.ndarray | None:
     return frames if good else None
 
 
-def store_frames(path: Path, decode: Callable[[], Tensor]) -> None:
-    """Decode and store frames with their checksum. The name appears when the contents are safely on the
-    disk.
+def store_frames(path: Path, size: tuple[int, int], frames: Iterable[Tensor]) -> None:
+    """Store frames with their checksum as they come, as `store_array` would store them all.
+
+    size: (height, width). frames: uint8 (1, height, width, 3) each; one is held at a time.
     """
-    store_array(path, decode().numpy())
+    count = checksum = 0
+    with _whole(path) as file:
+        _write_header(file, count, size)
+        for frame in frames:
+            pixels = np.ascontiguousarray(frame.numpy()).data
+            file.write(pixels)
+            count, checksum = count + len(frame), zlib.crc32(pixels, checksum)
+        file.write(_as_bytes(checksum))
+        file.seek(0)
+        _write_header(file, count, size)  # of the same length: numpy leaves room for the first axis to grow
 
 
 def load_info(path: Path, video: Path) -> VideoInfo | None:
@@ -81,28 +94,44 @@ def load_array(path: Path) -> np.ndarray | None:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    with path.open("rb") as file:
-        file.seek(-CHECKSUM_BYTES, os.SEEK_END)
-        expected = file.read()
-    whole = path.stat().st_size == values.offset + values.nbytes + CHECKSUM_BYTES
-    return values if whole and _checksum(values) == expected else None
+    checksum, left = 0, values.nbytes
+    with path.open("rb") as file:  # not through the map, of which every page would then be in memory
+        file.seek(values.offset)
+        while block := file.read(min(left, BLOCK)):
+            check_wanted()
+            checksum, left = zlib.crc32(block, checksum), left - len(block)
+        end = file.read(CHECKSUM_BYTES + 1)
+    return values if left == 0 and end == _as_bytes(checksum) else None
 
 
 def store_array(path: Path, values: np.ndarray) -> None:
     """Store an array with its checksum. The name appears when the contents are safely on the disk."""
+    values = np.ascontiguousarray(values)
+    with _whole(path) as file:
+        np.save(file, values, allow_pickle=False)
+        file.write(_as_bytes(zlib.crc32(values.data)))
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; it gets its name when it is complete and safely on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
     try:
         with aside.open("wb") as file:
-            np.save(file, values, allow_pickle=False)
-            file.write(_checksum(values))
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            aside.unlink()
+        aside.unlink(missing_ok=True)
 
 
-def _checksum(values: np.ndarray) -> bytes:
-    return zlib.crc32(np.ascontiguousarray(values).data).to_bytes(CHECKSUM_BYTES, "big")
+def _write_header(file: BinaryIO, count: int, size: tuple[int, int]) -> None:
+    """The beginning of a .npy file of so many frames."""
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
+    np.lib.format.write_array_header_1_0(file, shape)
+
+
+def _as_bytes(checksum: int) -> bytes:
+    return checksum.to_bytes(CHECKSUM_BYTES, "big")

@@ -28,6 +28,7 @@ __all__ = [
     "inspect",
     "probe",
     "read_clip",
+    "read_frames",
     "read_video",
     "write_video",
 ]
@@ -144,7 +145,7 @@ def read_clip(
         raise ValueError(f"frames {frames} is below 1")
     if not (math.isfinite(start) and start >= 0):
         raise ValueError(f"start {start} is not a time in seconds of at least 0")
-    picked = _read(path, start, frames, fps, size, resize)
+    picked = list(_pictures(path, start, frames, fps, size, resize))
     if len(picked) < frames:
         rate = "its own rate" if fps is None else f"{fps:g} fps"
         raise VideoError(path, f"{frames} frames from {start:g} s at {rate} are needed, {len(picked)} decode")
@@ -159,34 +160,43 @@ def read_video(
     `read_video(path, fps=fps)[s : s + n]` equals `read_clip(path, start=s / fps, frames=n, fps=fps)`.
     Raises VideoError when the file cannot be read, ValueError for a bad argument.
     """
-    picked = _read(path, 0.0, None, fps, size, resize)
-    if not picked:
+    return _stack(path, list(read_frames(path, fps=fps, size=size, resize=resize)))
+
+
+def read_frames(
+    path: str | Path, *, fps: float | None = None, size: tuple[int, int] | None = None, resize: str = "crop"
+) -> Iterator[Tensor]:
+    """The frames of `read_video` one at a time, as they decode: uint8 (1, H, W, 3) each.
+
+    Raises VideoError and ValueError as `read_video` does, when the first is asked for.
+    """
+    picture = None
+    for picture in _pictures(path, 0.0, None, fps, size, resize):
+        yield picture
+    if picture is None:
         raise VideoError(path, "not one of its frames decodes")
-    return _stack(path, picked)
 
 
-def _read(
+def _pictures(
     path: str | Path,
     start: float,
     count: int | None,
     fps: float | None,
     size: tuple[int, int] | None,
     mode: str,
-) -> list[Tensor]:
+) -> Iterator[Tensor]:
     if fps is not None:
         check_rate(fps)
     if size is not None:
         check_size(size)
     check_mode(mode)
-    picked: list[Tensor] = []
     with opened(path) as container:
         stream = container.streams.video[0]
         half, pixel = 0.5 / rate_of(stream), pixel_of(stream)
         for frame, times in _chosen(frames_from(container, start), start, count, fps, half):
             picture, shown = picture_of(frame), displayed_size(frame, pixel)
             fitted = resize_frames(picture, size, mode, shown) if size else resize_frames(picture, shown, "stretch")
-            picked += [fitted] * times
-    return picked
+            yield from [fitted] * times
 
 
 def _chosen(

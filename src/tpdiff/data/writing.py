@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from .errors import VideoError
-from .folder import SUFFIXES
 from .frames import check_rate
 
 # Between RGB and YCbCr: rounded rather than cut (cutting darkens by a level each way), colour at full width.
@@ -21,6 +20,7 @@ CONVERSION = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation
 # The default frame weighting of x264 differs from run to run on small pictures: without it, same frames, same file.
 # The converter puts colour samples in the middle of four pixels, which readers must be told.
 X264 = {"x264-params": "mbtree=0:chromaloc=1"}
+WRITTEN = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 BT709 = 1  # the number of that standard in colour tags
 
 
@@ -49,8 +49,8 @@ def write_video(
     check_rate(fps)
     if not 0 <= crf <= 51:
         raise ValueError(f"crf {crf} is outside 0 ... 51; nearest: {min(max(crf, 0), 51)}")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path} has none of the suffixes of videos: {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in WRITTEN:
+        raise ValueError(f"{path} has none of the suffixes of videos: {', '.join(WRITTEN)}")
     try:
         known = av.Codec(codec, "w").type == "video"
     except av.codec.codec.UnknownCodecError:

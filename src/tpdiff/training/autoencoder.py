@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tpdiff.data import ClipDataset, to_float
+from tpdiff.data.clips import Progress
 from tpdiff.data.stream import generator_for
 from tpdiff.files import write_whole
 from tpdiff.models.memory import keep_freed_memory
@@ -61,12 +62,15 @@ class AutoencoderTrainer:
         config: what to train.
         out: the run's folder; must be empty or absent unless `resume`.
         resume: continue from the newest checkpoint in `out`.
+        progress: told of (videos read, videos in all) while the dataset opens.
 
     Raises:
         ValueError: anything about the configuration, the data or the folder that cannot work.
     """
 
-    def __init__(self, config: AutoencoderConfig, out: str | Path, resume: bool = False):
+    def __init__(
+        self, config: AutoencoderConfig, out: str | Path, resume: bool = False, progress: Progress | None = None
+    ):
         self.config, self.out = config, Path(out)
         check_trackers(config.log.trackers)
         found = check_folder(self.out, config, resume)
@@ -74,7 +78,7 @@ class AutoencoderTrainer:
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.dataset = open_clips(config.data, config.seed, require_captions=False)
+        self.dataset = open_clips(config.data, config.seed, require_captions=False, progress=progress)
         self.held_out = self._open_held_out()
         torch.manual_seed(config.seed)
         self.network = VideoAutoencoder(**config.autoencoder.model_dump()).to(self.device)

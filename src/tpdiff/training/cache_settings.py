@@ -5,6 +5,7 @@ from typing import Any
 
 from tpdiff.data import ClipDataset, DataError, ShardDataset, scan
 from tpdiff.data.buckets import Bucket, Buckets
+from tpdiff.data.clips import Progress
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.training.clip_encoder import ClipEncoder
 from tpdiff.training.config import Config
@@ -55,15 +56,15 @@ def look_at_source(data: DataConfig) -> None:
         ShardDataset(data.shards)
 
 
-def open_source(config: Config) -> ClipDataset | ShardDataset:
-    """The clips of a run: from its shards, or else from its folder.
+def open_source(config: Config, progress: Progress | None = None) -> ClipDataset | ShardDataset:
+    """The clips of a run: from its shards, or else from its folder; `progress` is told of the videos that are read.
 
     Raises:
         ValueError: what the datasets refuse, or shards of something else than the run's, with what differs.
     """
     data = config.data
     if data.shards is None:
-        return open_dataset(config)
+        return open_dataset(config, progress=progress)
     dataset = ShardDataset(data.shards, seed=config.seed, window=data.shuffle)
     differs = difference(dataset.settings, _wanted(config, dataset.settings), "run")
     if differs:

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tpdiff.training.data_config import DataConfig
 from tpdiff.training.pretrained_config import PretrainedConfig
-from tpdiff.training.section import Section
+from tpdiff.training.section import Section, at_home
 from tpdiff.training.validation_config import ValidationConfig
 
 
@@ -34,6 +34,11 @@ class ModelConfig(Section):
     autoencoder: str | None = None
     latent_scale: float = Field(1.0, gt=0)
 
+    @field_validator("autoencoder")
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        return at_home(value)
+
     def network(self) -> dict[str, Any]:
         """The entries that are the network's own arguments."""
         return self.model_dump(exclude={"autoencoder", "latent_scale", "stage_embedding", "gradient_checkpointing"})
@@ -49,6 +54,11 @@ class ConditionConfig(Section):
     encoder: str = "minilm"
     max_length: int = Field(32, ge=1)
     dropout: float = Field(0.1, ge=0, le=1)
+
+    @field_validator("encoder")
+    @classmethod
+    def _at_home(cls, value: str) -> str | None:
+        return at_home(value)
 
 
 class DiffusionConfig(Section):

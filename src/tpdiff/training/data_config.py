@@ -4,14 +4,17 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tpdiff.training.section import Section
+from tpdiff.training.section import Section, at_home
 
 
 class DataConfig(Section):
     """Where clips come from. Sizes are pixels.
 
-    `starts` is how many clips a video gives, evenly spread over it; None: one may start at any frame. `cache` keeps
-    decoded videos and `latents` keeps the encoded clips of a model with an autoencoder, on disk under `cache_dir`.
+    `starts` is how many clips a video gives, evenly spread over it; None: one may start at any frame. `latents` keeps
+    the encoded clips of a model with an autoencoder, on disk under `cache_dir`.
+
+    `cache` keeps decoded videos, height × width × 3 bytes a frame: "memory", up to 2 GiB in each process, "disk", under
+    `cache_dir`, or "none", which decodes each clip when it is asked for. "auto" is memory where they fit, else none.
 
     `stages` says what the clean latents of a stage are: resized latents, or encoded resized frames (MATH 5).
     `shards`, a folder or a URL, is what `tpdiff cache` made of these clips. Training then reads it, shuffled within
@@ -43,6 +46,11 @@ class DataConfig(Section):
     def _none_is_no_path(cls, value: object) -> object:
         return "" if value is None else value
 
+    @field_validator("path", "cache_dir", "shards")
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        return at_home(value)
+
     @model_validator(mode="before")
     @classmethod
     def _reads_buckets(cls, values: Any) -> Any:
@@ -50,8 +58,7 @@ class DataConfig(Section):
         buckets = values.get("buckets") if isinstance(values, dict) else None
         if buckets in (None, "auto"):
             return values
-        buckets = buckets.split(",") if isinstance(buckets, str) else buckets
-        sizes = [_size(bucket) for bucket in buckets]
+        sizes = _sizes(buckets)
         sides = dict(zip(("frames", "height", "width"), sizes[0], strict=True)) if sizes else {}
         return {**({} if sides.keys() & values.keys() else sides), **values, "buckets": sizes}
 
@@ -62,11 +69,21 @@ class DataConfig(Section):
         return self
 
 
-def _size(bucket: Any) -> Any:
-    """ "49x480x832" -> (49, 480, 832)."""
-    if not isinstance(bucket, str):
-        return bucket
-    sides = bucket.strip().lower().replace("×", "x").split("x")
+def _sizes(buckets: Any) -> list[tuple[int, ...]]:
+    """ "49x480x832,1x480x832", or a list of such or of [49, 480, 832] -> [(49, 480, 832), (1, 480, 832)]."""
+    if isinstance(buckets, str):
+        buckets = buckets.split(",")
+    if not isinstance(buckets, list | tuple):
+        buckets = [buckets]
+    if len(buckets) == 3 and all(isinstance(side, int) for side in buckets):
+        size = "x".join(map(str, buckets))
+        raise ValueError(f"data.buckets {list(buckets)} is one size, not a list of them; nearest: {size}")
+    return [_size(bucket) for bucket in buckets]
+
+
+def _size(bucket: Any) -> tuple[int, ...]:
+    sides = bucket.strip().lower().replace("×", "x").split("x") if isinstance(bucket, str) else bucket
+    sides = [str(side) for side in sides] if isinstance(sides, list | tuple) else []
     if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
         raise ValueError(f"data.buckets {bucket!r} is not FRAMESxHEIGHTxWIDTH, such as 49x480x832")
     return tuple(int(side) for side in sides)

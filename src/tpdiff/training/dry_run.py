@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tpdiff.data import ClipDataset, ShardDataset
+from tpdiff.data.clips import Progress
 from tpdiff.models.memory import give_back_freed_memory, peak_bytes, reset_peak
 from tpdiff.training.checkpoint import pack_optimizer
 from tpdiff.training.config import Config
@@ -92,7 +93,11 @@ class DryRun:
 
 
 def dry_run(
-    config: Config, out: str | Path, rounds: int = ROUNDS, dataset: ClipDataset | ShardDataset | None = None
+    config: Config,
+    out: str | Path,
+    rounds: int = ROUNDS,
+    dataset: ClipDataset | ShardDataset | None = None,
+    progress: Progress | None = None,
 ) -> DryRun:
     """Measure a run. Collective: every process of it calls this.
 
@@ -104,11 +109,12 @@ def dry_run(
         out: where it would be; need not exist, and is left alone.
         rounds: steps of each stage whose median is taken.
         dataset: clips that are open already; None opens the configuration's.
+        progress: told of (videos read, videos in all) while they open.
 
     Raises:
         ValueError: whatever the run itself would refuse.
     """
-    trainer = Trainer(_unwritten(config), out, dataset=dataset, dry=True)
+    trainer = Trainer(_unwritten(config), out, dataset=dataset, dry=True, progress=progress)
     if config.data.latents != "none":
         trainer.latents.keep_in_memory()
     drawn, numbers = trainer.mix, range(len(trainer.pyramid))

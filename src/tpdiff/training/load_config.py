@@ -14,13 +14,17 @@ from tpdiff.training.section import Section
 
 Kind = TypeVar("Kind", bound=Section)
 
+QUOTES = ("'", '"', "|", ">")  # with which YAML begins a text
+NULLS = ("", "~", "null", "Null", "NULL")
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names every offending key."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML recipe and apply `section.key=value` overrides, values written as YAML.
+    """Read a YAML recipe and apply `section.key=value` overrides, values written as YAML; those that are text need no
+    quotes.
 
     Raises:
         ConfigError: no such file, bad YAML, unknown keys (with the closest known one) or illegal values.
@@ -68,7 +72,8 @@ def build(kind: type[Kind], values: Mapping[str, Any], overrides: Sequence[str] 
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {override!r} is not section.key=value")
-        _set(merged, key.split("."), _parse(key, text))
+        path = key.split(".")
+        _set(merged, path, _parse(key, text, _is_text(kind, path)))
     problems = list(_unknown_keys(kind, merged, ()))
     if problems:
         raise ConfigError("; ".join(problems))
@@ -99,21 +104,34 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _parse(key: str, text: str) -> Any:
-    """A value as YAML reads it, and numbers as people write them: YAML takes 1e-4 for text."""
+def _parse(key: str, text: str, is_text: bool) -> Any:
+    """A value as YAML reads it, text as typed, and numbers as people write them: YAML takes 1e-4 for text."""
+    typed = text.strip()
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
+        value = yaml.load(text, yaml.BaseLoader if is_text else yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ConfigError(f"{key}: {text!r} is not a YAML value ({reason}); quote it twice: {key}='\"...\"'") from None
-    if isinstance(value, str):
-        if not text.lstrip().startswith(("'", '"', "|", ">")):
-            value = text.strip()  # as typed: YAML would take " #" for the start of a remark
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    if is_text and typed in NULLS:
+        return None
+    if isinstance(value, str) and not typed.startswith(QUOTES):
+        value = typed  # YAML would take " #" for the start of a remark
+    if is_text:
+        return typed if value is None else value
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _is_text(kind: type[BaseModel], path: Sequence[str]) -> bool:
+    """Whether a key takes any text; of an unknown one nothing is said here."""
+    section: type[BaseModel] | None = kind
+    for name in path[:-1]:
+        above = section.model_fields.get(name) if section else None
+        section = _section(above.annotation) if above else None
+    field = section.model_fields.get(path[-1]) if section else None
+    return field is not None and str in _kinds(field.annotation)
 
 
 def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,8 +159,11 @@ def _unknown_keys(model: type[BaseModel], values: Mapping[str, Any], path: tuple
 
 def _section(annotation: Any) -> type[BaseModel] | None:
     """The section that an annotation names, alone or beside None."""
-    named = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    return next((kind for kind in named if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return next((kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
 
 
 def _explain(error: Any) -> str:

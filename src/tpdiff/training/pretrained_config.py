@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from tpdiff.training.section import Section
+from tpdiff.training.section import Section, at_home
 
 
 class LoraConfig(Section):
@@ -40,6 +40,11 @@ class PretrainedConfig(Section):
     gradient_checkpointing: bool = False
     offload: bool = False
     options: dict[str, Any] = Field({})
+
+    @field_validator("path")
+    @classmethod
+    def _at_home(cls, value: str) -> str | None:
+        return at_home(value)
 
     @model_validator(mode="after")
     def _one_way(self) -> "PretrainedConfig":

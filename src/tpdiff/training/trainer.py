@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import set_seed
 
 from tpdiff.data import ClipDataset, ShardDataset
+from tpdiff.data.clips import Progress
 from tpdiff.files import write_whole
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.training import checkpoint as ckpt
@@ -48,6 +49,7 @@ class Trainer:
         resume: continue from the newest checkpoint in `out`.
         dataset: share an already opened dataset; None opens `config.data`.
         dry: write nothing, whatever `out` holds; neither `run` nor `save` may be called.
+        progress: told of (videos read, videos in all) while the dataset opens.
 
     Attributes:
         clock: tells the seconds by which training is timed and its budget spent; the wall's.
@@ -63,6 +65,7 @@ class Trainer:
         resume: bool = False,
         dataset: ClipDataset | ShardDataset | None = None,
         dry: bool = False,
+        progress: Progress | None = None,
     ):
         self.config, self.out = config, Path(out)
         check_trackers(config.log.trackers)  # what costs nothing comes first, before models are fetched and read
@@ -79,7 +82,7 @@ class Trainer:
         if dataset is None and config.pretrained is not None:
             look_at_source(config.data)
         self.trainee: Trainee = OwnNetwork(config) if config.pretrained is None else Pretrained(config)
-        self.dataset = open_source(config) if dataset is None else dataset
+        self.dataset = open_source(config, progress) if dataset is None else dataset
         self.pyramid = self.trainee.convention.pyramid
         set_seed(config.seed)
         self.device = self.accelerator.device
