@@ -18,7 +18,12 @@ from tpdiff.training.trainee import OwnNetwork
 from tpdiff.training.trainer import Trainer
 
 PATIENCE = 240  # seconds until a test gives up waiting
-FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",  # as the launcher says where its configuration does not
+}
 HSDP = {
     **FSDP2,
     "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
