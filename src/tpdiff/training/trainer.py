@@ -245,10 +245,16 @@ class Trainer:
         assert self._stream is not None
         return next(self._stream)
 
+    def _agree_to_stop(self) -> None:
+        _, self._stop_agreed, _ = agree(self.accelerator, 0.0, self.stop_requested, [])
+        if self._stop_agreed:
+            self.stop_requested = True
+
     def _validate(self, report: Report | None) -> None:
         if self.validation is None or not self.validation.due(self):
             return
         self.validation.run(self)
+        self._agree_to_stop()
         if self._status is not None:
             self._tell(report, self._status)
 
