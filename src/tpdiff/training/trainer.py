@@ -76,10 +76,9 @@ class Trainer:
         self.accelerator = open_accelerator(train.precision, config.log.trackers, self.out, idle)
         if train.token_budget is None:
             share_of(train.batch_size, self.accelerator.num_processes, train.accumulation)
-        if dataset is None and config.pretrained is not None:
-            look_at_source(config.data)
+        shards = look_at_source(config) if dataset is None and config.pretrained is not None else None
         self.trainee: Trainee = OwnNetwork(config) if config.pretrained is None else Pretrained(config)
-        self.dataset = open_source(config) if dataset is None else dataset
+        self.dataset = open_source(config, shards) if dataset is None else dataset
         self.pyramid = self.trainee.convention.pyramid
         set_seed(config.seed)
         self.device = self.accelerator.device
