@@ -11,14 +11,21 @@ import socket
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from tpdiff.training import checkpoint as ckpt
+from tpdiff.training.ema import trained
 from tpdiff.training.load_config import build_config
 from tpdiff.training.trainee import OwnNetwork
 from tpdiff.training.trainer import Trainer
 
 PATIENCE = 240  # seconds until a test gives up waiting
-FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",  # as the launcher says where its configuration does not
+}
 HSDP = {
     **FSDP2,
     "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
@@ -32,8 +39,9 @@ forks.set_forkserver_preload(["tpdiff.training.trainer", "torch._dynamo", "torch
 
 
 class Noting(Trainer):
-    """A trainer that notes what of its network is sharded by itself, and which samples it is given, a line a
-    micro-batch: [step, indices].
+    """A trainer that notes what of its network is sharded by itself, which samples it is given, a line a micro-batch:
+    [step, indices], and after each backward pass of a sharded network the parameters without a gradient in parts:
+    [step, names].
     """
 
     def __init__(self, *args, **options):
@@ -41,16 +49,28 @@ class Noting(Trainer):
         units = [name for name, module in self.network.named_modules() if isinstance(module, FSDPModule)]
         self.out.mkdir(parents=True, exist_ok=True)  # the main process may not be there yet
         (self.out / f"sharded-{self.accelerator.process_index}.json").write_text(json.dumps(units))
+        if units:
+            self.backward, self.accelerator.backward = self.accelerator.backward, self._backward
 
     def _next_batch(self):
         batch = super()._next_batch()
-        with (self.out / f"order-{self.accelerator.process_index}.jsonl").open("a") as file:
-            file.write(json.dumps([self.step, batch["index"].tolist()]) + "\n")
+        self._note("order", batch["index"].tolist())
         return batch
 
+    def _backward(self, loss):
+        self.backward(loss)
+        parameters = trained(self.network).items()
+        self._note("whole", [name for name, p in parameters if not isinstance(p.grad, DTensor)])
 
-def one_process(environment, values, out, resume, double, full_disk):
-    """The life of one process: train to the end and write a checkpoint."""
+    def _note(self, kind, what):
+        with (self.out / f"{kind}-{self.accelerator.process_index}.jsonl").open("a") as file:
+            file.write(json.dumps([self.step, what]) + "\n")
+
+
+def one_process(environment, values, out, resume, double, full_disk, stopped):
+    """The life of one process: train to the end and write a checkpoint. `stopped`: whoever validates is asked to stop
+    as soon as it begins.
+    """
     os.environ.update(environment)
     if double:
         made = OwnNetwork.open
@@ -58,6 +78,8 @@ def one_process(environment, values, out, resume, double, full_disk):
     trainer = Noting(build_config(values), out, resume=resume)
     if full_disk == trainer.accelerator.process_index:
         ckpt.save_file = no_space
+    if stopped:
+        trainer.ema.network.register_forward_pre_hook(lambda *_: trainer.request_stop())
     trainer.run()
     try:
         trainer.save()
@@ -76,13 +98,13 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def start(values, out, world, way="ddp", resume=False, double=False, full_disk=None):
+def start(values, out, world, way="ddp", resume=False, double=False, full_disk=None, stopped=False):
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true", **WAYS[way]}
     processes = []
     for rank in range(world):
         environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        arguments = (environment, values, out, resume, double, full_disk)
+        arguments = (environment, values, out, resume, double, full_disk, stopped)
         processes.append(forks.Process(target=one_process, args=arguments))
         processes[-1].start()
     return processes

@@ -82,6 +82,19 @@ def test_what_trained_on_shards_is_resumed_saved_and_sampled(tuning, cached, tmp
     assert loaded("a", steps=[1, 1, 1], output_type="pt").frames.isfinite().all()
 
 
+def test_shards_are_opened_once(tuning, cached, tmp_path, monkeypatch):
+    config, opened = cached(tuning(find_case("wan"), *ONE_CLIP)), []
+
+    def watched(dataset, url, *, begin=ShardDataset.__init__, **options):
+        opened.append(url)
+        begin(dataset, url, **options)
+
+    monkeypatch.setattr(ShardDataset, "__init__", watched)
+    run = Trainer(config, tmp_path / "run")
+    assert opened == [config.data.shards]
+    assert (run.dataset.seed, run.dataset.window) == (config.seed, config.data.shuffle)
+
+
 def test_a_dry_run_and_a_validation_read_shards_too(tuning, cached, tmp_path):
     case = find_case("wan")
     config = cached(tuning(case, *ONE_CLIP))

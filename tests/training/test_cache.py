@@ -278,13 +278,33 @@ def test_where_nothing_is_new_no_model_is_opened(maker, sources):
         again.make("shard-00002.tar", sources)
 
 
-def test_an_empty_caption_that_is_gone_is_encoded_again(encoding, bert, tmp_path):
+@pytest.mark.parametrize("way", ["gone", "altered", "cut", "altered before the end"])
+def test_an_empty_caption_that_is_damaged_is_encoded_again(encoding, bert, tmp_path, way):
+    config = encoding("condition.kind=text", f"condition.encoder={bert}", "condition.max_length=16")
+    out = tmp_path / "cache"
+    make_cache(config, out, shards=1)
+    whole, path = contents(out), out / EMPTY_PROMPT
+    content = whole[EMPTY_PROMPT]
+    path.unlink()
+    if way != "gone":
+        path.write_bytes(content[:-1] if way == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(DataError, match=f"{EMPTY_PROMPT} is damaged; run tpdiff cache again"):
+            ShardDataset(str(out))
+    if way == "altered before the end":
+        head = {key: json.loads(whole["cache.json"])[key] for key in ("settings", "count")}
+        (out / "cache.json").write_text(json.dumps({"complete": False, **head}))
+    assert make_cache(config, out).encoded == 0
+    assert contents(out) == whole
+    assert ShardDataset(str(out)).empty_prompt is not None
+
+
+def test_an_empty_caption_that_is_whole_is_not_encoded_again(encoding, bert, tmp_path):
     config = encoding("condition.kind=text", f"condition.encoder={bert}", "condition.max_length=16")
     make_cache(config, tmp_path / "cache", shards=1)
-    whole = contents(tmp_path / "cache")
-    (tmp_path / "cache" / EMPTY_PROMPT).unlink()
-    assert make_cache(config, tmp_path / "cache").encoded == 0
-    assert contents(tmp_path / "cache") == whole
+    path = tmp_path / "cache" / EMPTY_PROMPT
+    os.utime(path, (1, 1))
+    make_cache(config, tmp_path / "cache")
+    assert path.stat().st_mtime == 1
 
 
 def test_what_could_not_be_read_is_tried_again(maker, sources, monkeypatch):

@@ -49,6 +49,15 @@ def test_processes_give_the_loss_curve_of_one(values, tmp_path, way):
         assert torch.equal(tensor, many[f"ema.{name}"])
 
 
+def test_gradients_are_in_parts_after_every_micro_batch(values, tmp_path):
+    """Whole until the last, they would take the memory of an unsharded network."""
+    values["train"]["steps"] = 2
+    train(values, tmp_path / "run", 2, "fsdp2")
+    for rank in range(2):
+        whole = [json.loads(line) for line in (tmp_path / "run" / f"whole-{rank}.jsonl").read_text().splitlines()]
+        assert whole == [[0, []], [0, []], [1, []], [1, []]]
+
+
 def test_token_budgets_are_shared(values, tmp_path):
     values["train"] |= {"token_budget": 128, "steps": 12}  # 4, 8 and 16 clips of 32, 16 and 8 tokens
     one, two = (train(values, tmp_path / f"{world}", world) for world in (1, 2))
@@ -99,6 +108,19 @@ def test_validation_sees_the_whole_average(values, tmp_path):
     assert [record["step"] for record in records["fsdp2"]] == [2, 4]
     for one, two in zip(records["ddp"], records["fsdp2"], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
+
+
+def test_a_stop_during_validation_is_heard_by_all(values, tmp_path):
+    """Only the main process validates, and only it is asked: all end at this step, with a checkpoint and no record."""
+    values["train"]["steps"], values["log"]["checkpoint_every_steps"] = 4, None
+    values["validation"] = {"every_steps": 2, "clips": 4, "quantiles": 2, "samples": 0, "batch_size": 1}
+    out = tmp_path / "run"
+    assert ends(start(values, out, 2, stopped=True)) == [0, 0]
+    assert [folder.name for folder in ckpt.checkpoints(out)] == ["step-00000002"]
+    assert not (out / "validation.jsonl").exists()
+    train(values, out, 2, resume=True)
+    lines = (out / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
 
 # Deaths

@@ -68,3 +68,21 @@ def test_a_launcher_that_is_told_to_end_leaves_a_checkpoint(recipe, tmp_path):
     assert "stopped at step" in said
     last = ckpt.checkpoints(out)[-1]
     assert last.name >= before.name and f"checkpoint: {last}" in said
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_told_to_end_while_it_validates_leaves_a_checkpoint(recipe, tmp_path):
+    """Before it kills what has not ended of itself."""
+    long = ["validation.every_steps=2", "validation.clips=2", "validation.samples=1000000", "validation.sample_steps=3"]
+    overrides = ["train.steps=100000", "log.checkpoint_every_steps=", *long]
+    run = begin(COMMANDS[1].replace(" --resume", ""), recipe, tmp_path, *overrides)
+    out, until = tmp_path / "runs" / "two", time.monotonic() + PATIENCE
+    while not (out / "validation" / "step-00000002" / "0001.mp4").exists():
+        assert time.monotonic() < until and run.poll() is None
+        time.sleep(0.05)
+    assert not ckpt.checkpoints(out)
+    run.send_signal(signal.SIGTERM)
+    said, _ = run.communicate(timeout=PATIENCE)
+    (folder,) = ckpt.checkpoints(out)
+    assert folder.name == "step-00000002" and f"checkpoint: {folder}" in said and "stopped at step 2" in said
+    assert not (out / "validation.jsonl").exists()

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from tpdiff.cli import main
+from tpdiff.models.video_dit import VideoDiT
 from tpdiff.training.dry_run import dry_run
 from tpdiff.training.trainer import Trainer
 
@@ -51,6 +53,27 @@ def test_its_counts_are_the_runs(tiny, tmp_path, overrides):
     size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
     assert made.checkpoint_bytes == pytest.approx(size, rel=0.1)
     assert made.checkpoints == 3 and made.fits
+
+
+def test_stages_without_a_weight_are_not_tried(tiny, tmp_path):
+    """Coarsest first: 2 and 1 are trained, and what 0, the finest, would take is of no concern."""
+    asked = set()
+
+    def noting(module, inputs):
+        if isinstance(module, VideoDiT):
+            asked.add(tuple(inputs[0].shape[2:]))
+
+    hook = register_module_forward_pre_hook(noting)
+    try:
+        made = dry_run(tiny("train.stage_weights=[1,1,0]"), tmp_path / "run", rounds=2)
+    finally:
+        hook.remove()
+    assert asked == {(4, 16, 16), (2, 16, 16)}
+    assert [(stage.stage, stage.size, stage.share) for stage in made.stages] == [
+        (1, (4, 16, 16), 0.5),
+        (2, (2, 16, 16), 0.5),
+    ]
+    assert made.step_seconds == pytest.approx(sum(stage.seconds for stage in made.stages) / 2)
 
 
 def test_nothing_is_written_whatever_the_run_keeps(tiny_values, tmp_path, image_vae, monkeypatch, capsys):

@@ -4,18 +4,24 @@ import math
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from tpdiff.training.ema import EMA
+from tpdiff.training.shards import own_rows
 
 
 class Counter(nn.Module):
-    """Weights that take a new value at each step, and a buffer."""
+    """Weights that take a new value at each step, a buffer, and another that is not saved."""
 
     def __init__(self, dtype):
         super().__init__()
         self.layer = nn.Linear(5, 3).to(dtype)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.layer.register_buffer("table", torch.arange(4.0), persistent=False)
 
     def step(self, generator):
         with torch.no_grad():
@@ -98,3 +104,77 @@ def test_frozen_parameters_are_shared_and_keep_their_dtype():
         network[1].weight.fill_(2)
     ema.update(network)
     assert float(ema.network[1].weight.detach().min()) == pytest.approx(2, abs=0.02)
+
+
+# Sharded
+
+
+@pytest.fixture
+def group():
+    """`group("gloo", "cpu")`: one process alone, over whose device tensors are sharded."""
+
+    def begin(backend, device):
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return DeviceMesh(device, [0])
+
+    yield begin
+    dist.destroy_process_group()
+
+
+def places(tensors):
+    return {tensor.device.type for tensor in tensors}
+
+
+def test_buffers_go_where_the_sharded_network_went(group):
+    """The device meta stands for a GPU, to which sharding moves a network."""
+    network, mesh = Counter(torch.float32), group("gloo", "cpu")
+    ema = EMA(network, 0.9, sharded=True)
+    assert places(ema.network.buffers()) == {"cpu"}
+    ema.follow(fully_shard(network.to("meta"), mesh=mesh))
+    assert places(ema.network.buffers()) == {"meta"}
+    assert {name for name, _ in ema.network.named_buffers()} == {"seen", "layer.table"}
+    assert "seen" in ema.network.state_dict() and "layer.table" not in ema.network.state_dict()
+
+
+def test_rows_of_averages_stay_where_they_were_put(group):
+    """Whatever the device over which they are gathered: here a GPU, which need not be there."""
+    network, generator = Counter(torch.float32), torch.Generator().manual_seed(4)
+    group("gloo", "cpu")
+    elsewhere = DeviceMesh("cuda", [0], _init_backend=False)
+    ema = EMA(network, 0.5, "cpu", sharded=True)
+    for name, p in list(network.layer.named_parameters()):
+        like = DTensor.from_local(p.detach().to("meta"), elsewhere, [Shard(0)])
+        sharded = torch.empty_like(like, device="cpu")
+        own_rows(sharded).copy_(torch.randn(p.shape, generator=generator))
+        setattr(network.layer, name, nn.Parameter(sharded))
+    ema.follow(network)
+    ema.update(network)
+    averages = ema.tensors()
+    for name, p in network.named_parameters():
+        assert own_rows(averages[name]).device.type == "cpu"
+        assert torch.equal(own_rows(averages[name]), own_rows(p.detach()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kept", [None, "cpu"])
+def test_a_sharded_average_is_whole_on_a_gpu(group, kept):
+    torch.cuda.set_device(0)
+    mesh = group("nccl", "cuda")
+    network, generator = Counter(torch.float32), torch.Generator().manual_seed(5)
+    ema = EMA(network, 0.5, kept, sharded=True)
+    ema.follow(fully_shard(network, mesh=mesh))
+    with torch.no_grad():
+        for p in network.parameters():
+            own_rows(p).copy_(torch.randn(own_rows(p).shape, generator=generator))
+    ema.update(network)
+    names = [name for name, _ in network.named_parameters()]
+    assert places(own_rows(ema.tensors()[name]) for name in names) == {kept or "cuda"}
+    with ema.whole(True, "cuda"):
+        assert places([*ema.network.parameters(), *ema.network.buffers()]) == {"cuda"}
+        for name, p in network.named_parameters():
+            assert torch.equal(ema.network.get_parameter(name), p.full_tensor())
+    loaded = {name: torch.full(p.shape, 3.0) for name, p in network.named_parameters()}
+    ema.load(loaded | {"seen": torch.tensor(7)})
+    with ema.whole(True):
+        assert places(ema.network.parameters()) == {"cpu"} and int(ema.network.seen) == 7
+        assert all(torch.equal(p.detach(), loaded[name]) for name, p in ema.network.named_parameters())

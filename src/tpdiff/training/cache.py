@@ -132,9 +132,9 @@ def make_cache(
         plan = _plan(found.entries, data.path, head["count"])
         if not prune:
             _refuse_losses(out, plan, config)
+        empty = settings["condition.encoder"] is not None and not _empty_prompt_kept(out)
         _write(out, head)
         _clear(out, plan)
-        empty = settings["condition.encoder"] is not None and not (out / EMPTY_PROMPT).is_file()
         with closing(make_shards(config, buckets, out, plan, workers, stop, empty)) as updates:
             for update in updates:
                 done, files, encoded = done + len(update.shards), files + update.files, encoded + update.encoded
@@ -195,6 +195,13 @@ def _listed(out: Path) -> dict[str, Any] | None:
     if listing is None and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise DataError(f"{out} is not empty and no cache of tpdiff; give a folder that is new or empty")
     return listing
+
+
+def _empty_prompt_kept(out: Path) -> bool:
+    """Whether the empty caption is there as a finished cache had it; what a killed run left of it is encoded anew."""
+    listing, path = _listed(out), out / EMPTY_PROMPT
+    wanted = None if listing is None else listing.get("empty_prompt")
+    return wanted is not None and path.is_file() and digest_of_file(path) == wanted
 
 
 def _refuse_losses(out: Path, plan: Mapping[str, Sequence[Source]], config: Config) -> None:

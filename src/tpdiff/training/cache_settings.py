@@ -44,20 +44,28 @@ def difference(cache: Mapping[str, Any], other: Mapping[str, Any], who: str) -> 
     return [f"{key}: cache {cache.get(key)}, {who} {value}" for key, value in other.items() if cache.get(key) != value]
 
 
-def look_at_source(data: DataConfig) -> None:
-    """Refuse a folder, a split or shards that are not there, before anything is decoded.
+def look_at_source(config: Config) -> ShardDataset | None:
+    """Refuse a folder, a split or shards that are not there, before anything is decoded. Returns the shards, if any.
 
     Raises:
         ValueError: what is missing.
     """
+    data = config.data
     if data.shards is None:
         scan(data.path, data.split)
-    else:
-        ShardDataset(data.shards)
+        return None
+    return ShardDataset(data.shards, seed=config.seed, window=data.shuffle)
 
 
-def open_source(config: Config, progress: Progress | None = None) -> ClipDataset | ShardDataset:
-    """The clips of a run: from its shards, or else from its folder; `progress` is told of the videos that are read.
+def open_source(
+    config: Config, shards: ShardDataset | None = None, progress: Progress | None = None
+) -> ClipDataset | ShardDataset:
+    """The clips of a run: from its shards, or else from its folder.
+
+    Args:
+        config: the run.
+        shards: its own, where `look_at_source` opened them.
+        progress: told of the videos that are read.
 
     Raises:
         ValueError: what the datasets refuse, or shards of something else than the run's, with what differs.
@@ -65,7 +73,7 @@ def open_source(config: Config, progress: Progress | None = None) -> ClipDataset
     data = config.data
     if data.shards is None:
         return open_dataset(config, progress=progress)
-    dataset = ShardDataset(data.shards, seed=config.seed, window=data.shuffle)
+    dataset = ShardDataset(data.shards, seed=config.seed, window=data.shuffle) if shards is None else shards
     differs = difference(dataset.settings, _wanted(config, dataset.settings), "run")
     if differs:
         raise DataError(f"the cache in {data.shards} was made for other runs: {'; '.join(differs)}")

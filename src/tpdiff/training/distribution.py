@@ -56,8 +56,12 @@ def open_accelerator(precision: str, trackers: Sequence[str], out: Path, idle_we
         )
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     found = torch.accelerator.current_accelerator()
-    if on_cpus and parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        _shard_on_cpus(precision, patience)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        # every process reads the weights; accelerate's way to empty networks and fill them again from the first process
+        # cannot fill buffers, nor parameters of the network itself
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+        if on_cpus:
+            _shard_on_cpus(precision, patience)
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=list(trackers) or None,

@@ -1,7 +1,7 @@
 """What a run will take, measured before it begins: memory and seconds a step of every stage, time and disk in all.
 
-A trainer is built as for the run and takes steps of every stage on the run's own first clips, its loader's processes
-included; then it is thrown away. Nothing is written.
+A trainer is built as for the run and takes steps of every stage that is trained, on the run's own first clips, its
+loader's processes included; then it is thrown away. Nothing is written.
 """
 
 import shutil
@@ -63,7 +63,7 @@ class DryRun:
     Attributes:
         device: where it trains.
         memory: what is said of the stages' memory.
-        stages: finest first.
+        stages: those that are trained, finest first.
         step_seconds: the mean step.
         steps: of the whole run, in the time it takes: `seconds`. Validation and checkpoints come on top.
         checkpoint_bytes: of one checkpoint, without what the pipeline keeps beside its network.
@@ -117,26 +117,25 @@ def dry_run(
     trainer = Trainer(_unwritten(config), out, dataset=dataset, dry=True, progress=progress)
     if config.data.latents != "none":
         trainer.latents.keep_in_memory()
-    drawn, numbers = trainer.mix, range(len(trainer.pyramid))
+    drawn, numbers = trainer.mix, trainer.mix.trained
     trainer.mix = replace(drawn, in_turn=True)
     clips, processes = trainer.open_stream(), trainer.accelerator.num_processes
     for _ in numbers:
         _seconds(trainer, clips)
     peaks = [_peak(trainer, clips) for _ in numbers]
     turns = [[_seconds(trainer, clips) for _ in numbers] for _ in range(rounds)]
-    times = list(zip(*turns, strict=True))
     stages = tuple(
         StageCost(
             stage=k,
             size=trainer.pyramid.stage_shape((1, *trainer.latents.shape), k)[2:],
             tokens=drawn.tokens[k],
             clips=drawn.clips[k] * processes * config.train.accumulation,
-            share=float(drawn.wanted[k] > 0) if config.train.all_stages else drawn.shares[k],
-            seconds=median(seconds for seconds, _ in times[k]),
-            waiting=median(waited for _, waited in times[k]),
-            memory=peaks[k],
+            share=1.0 if config.train.all_stages else drawn.shares[k],
+            seconds=median(seconds for seconds, _ in times),
+            waiting=median(waited for _, waited in times),
+            memory=peak,
         )
-        for k in numbers
+        for k, peak, times in zip(numbers, peaks, zip(*turns, strict=True), strict=True)
     )
     step = sum(stage.share * stage.seconds for stage in stages)
     if config.train.all_stages:

@@ -51,12 +51,12 @@ class EMA:
         self._sharded: nn.Module | None = None
 
     def follow(self, network: nn.Module) -> None:
-        """Begin the averages of a network that was sharded, with its present weights."""
+        """Begin the averages of a network that was sharded, with its present weights; buffers go where its own went."""
         self._sharded = network
         for name, p in trained(network).items():
-            assert isinstance(p, DTensor)
-            rows = own_rows(p.detach()).to(self.device or p.device, torch.float32, copy=True)
-            self._averages[name] = sharded_as(rows, p)
+            self._averages[name] = p.detach().to(self.device or p.device, torch.float32, copy=True)
+        for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+            torch.utils.swap_tensors(average, buffer.detach().clone())
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:

@@ -29,7 +29,7 @@ class StageMix:
         pyramid: its stages.
         tokens: of one clip at each stage, finest first.
         clips: in a micro-batch of each stage on every process, finest first.
-        in_turn: step n is of stage n modulo their number, instead of a drawn one.
+        in_turn: steps are of one stage after another, of those that have a weight, instead of drawn ones.
     """
 
     seed: int
@@ -46,6 +46,11 @@ class StageMix:
         return [1.0] * len(self.pyramid) if weights is None else weights[::-1]
 
     @property
+    def trained(self) -> list[int]:
+        """The stages that have a weight, finest first."""
+        return [k for k, wanted in enumerate(self.wanted) if wanted > 0]
+
+    @property
     def weights(self) -> list[float]:
         """By which the stages of micro-batches are drawn, finest first."""
         least = min(self.clips)
@@ -59,9 +64,9 @@ class StageMix:
     def stages(self, step: int, micro: int) -> list[int]:
         """Those that micro-batch `micro` of the step after `step` goes through; the same on every process."""
         if self.in_turn:
-            return [step % len(self.pyramid)]
+            return [self.trained[step % len(self.trained)]]
         if self.train.all_stages:
-            return [k for k, wanted in enumerate(self.wanted) if wanted > 0]
+            return self.trained
         generator = micro_batch_generator(self.seed, step, micro, self.train.accumulation)
         return [draw_stage(self.pyramid, self.weights[::-1], generator)]
 

@@ -79,10 +79,9 @@ class Trainer:
         self.accelerator = open_accelerator(train.precision, config.log.trackers, self.out, idle)
         if train.token_budget is None:
             share_of(train.batch_size, self.accelerator.num_processes, train.accumulation)
-        if dataset is None and config.pretrained is not None:
-            look_at_source(config.data)
+        shards = look_at_source(config) if dataset is None and config.pretrained is not None else None
         self.trainee: Trainee = OwnNetwork(config) if config.pretrained is None else Pretrained(config)
-        self.dataset = open_source(config, progress) if dataset is None else dataset
+        self.dataset = open_source(config, shards, progress) if dataset is None else dataset
         self.pyramid = self.trainee.convention.pyramid
         set_seed(config.seed)
         self.device = self.accelerator.device
@@ -248,10 +247,16 @@ class Trainer:
         assert self._stream is not None
         return next(self._stream)
 
+    def _agree_to_stop(self) -> None:
+        _, self._stop_agreed, _ = agree(self.accelerator, 0.0, self.stop_requested, [])
+        if self._stop_agreed:
+            self.stop_requested = True
+
     def _validate(self, report: Report | None) -> None:
         if self.validation is None or not self.validation.due(self):
             return
         self.validation.run(self)
+        self._agree_to_stop()
         if self._status is not None:
             self._tell(report, self._status)
 

@@ -26,6 +26,7 @@ from tpdiff.metrics.reference import Reference
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training.config import Config
+from tpdiff.training.distribution import means
 from tpdiff.training.held_out import midpoints, open_held_out, quantile_losses
 from tpdiff.training.randomness import sample_generators
 
@@ -91,17 +92,17 @@ class Validation:
         return any(passed) or (trainer.done and trainer.step > step)
 
     def run(self, trainer: Trainer) -> None:
-        """Measure the averaged weights as they are now and write the record; a stop that is asked for leaves none.
-        Collective: every process calls it.
+        """Measure the averaged weights as they are now and write the record; a stop that the main process is asked for
+        meanwhile leaves none. Collective: every process calls it.
         """
         record: dict[str, Any] | None = {"step": trainer.step, "seconds": trainer.seconds, "loss": {}, "took": 0.0}
         main = trainer.accelerator.is_main_process
         with trainer.ema.whole(main, self.device):
             if main:
                 record = self._measure(trainer)
-        if record is not None:
+        (given_up,) = means(trainer.accelerator, [float(record is None)])
+        if record is not None and not given_up:
             self.records.append(record)
-        trainer.accelerator.wait_for_everyone()
 
     def _measure(self, trainer: Trainer) -> dict[str, Any] | None:
         started = time.perf_counter()
@@ -114,7 +115,7 @@ class Validation:
             self.config,
             self.device,
             trainer.accelerator.autocast,
-            lambda: trainer.stopping,
+            lambda: trainer.stop_requested,
         )
         if losses is None:
             return None
@@ -186,7 +187,7 @@ class Validation:
         wanted, count = self.config.validation, self.config.validated_at_once
         guidance: dict[str, Any] = {} if wanted.guidance_scale is None else {"guidance_scale": wanted.guidance_scale}
         for first in range(0, len(captions), count):
-            if trainer.stopping:
+            if trainer.stop_requested:
                 return
             chunk = captions[first : first + count]
             generators = sample_generators(wanted.seed, range(first, first + len(chunk)), f"validation {purpose}")
