@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tpdiff.data import ClipDataset, ShardDataset
@@ -76,6 +77,9 @@ class Trainee(Protocol):
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         """Make the network, for these clips."""
 
+    def place(self, accelerator: Accelerator) -> None:
+        """Bring what is asked and not trained to where the network is, in parts where that is sharded. Collective."""
+
     def check(self, prompts: Sequence[str | None]) -> None:
         """Raise ValueError for a prompt that cannot be told."""
 
@@ -123,6 +127,9 @@ class OwnNetwork:
         )
         if model.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
+
+    def place(self, accelerator: Accelerator) -> None:
+        """Nothing is."""
 
     @property
     def labels(self) -> list[str] | None:

@@ -97,6 +97,7 @@ class Trainer:
         self.ema = EMA(self.network if sharded else self.network.to(self.device), train.ema_decay, kept, sharded)
         optimizer = build_optimizer(self.network, train, sharded)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        self.trainee.place(self.accelerator)
         if sharded:
             self.ema.follow(self.network)
         if train.compile:
