@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tpdiff.data import ClipDataset, DataError, ShardDataset, scan
+from tpdiff.data import ClipDataset, DataError, ShardDataset
 from tpdiff.data.buckets import Bucket, Buckets
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.training.clip_encoder import ClipEncoder
@@ -41,18 +41,6 @@ def cache_settings(config: Config, encoder: ClipEncoder) -> dict[str, Any]:
 def difference(cache: Mapping[str, Any], other: Mapping[str, Any], who: str) -> list[str]:
     """One line for every setting that differs: "data.fps: cache 8, run 16"."""
     return [f"{key}: cache {cache.get(key)}, {who} {value}" for key, value in other.items() if cache.get(key) != value]
-
-
-def look_at_source(data: DataConfig) -> None:
-    """Refuse a folder, a split or shards that are not there, before anything is decoded.
-
-    Raises:
-        ValueError: what is missing.
-    """
-    if data.shards is None:
-        scan(data.path, data.split)
-    else:
-        ShardDataset(data.shards)
 
 
 def open_source(config: Config) -> ClipDataset | ShardDataset:

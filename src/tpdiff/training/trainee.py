@@ -20,7 +20,7 @@ from tpdiff.training.clean import Clean
 from tpdiff.training.config import Config
 from tpdiff.training.latents import Latents
 from tpdiff.training.objective import Convention, build_pyramid
-from tpdiff.training.setup import build_conditioner, check_sizes, frame_rate
+from tpdiff.training.setup import build_conditioner, frame_rate
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,6 @@ class OwnNetwork:
     def __init__(self, config: Config):
         self.config, self.patch_size = config, config.model.patch_size
         self.convention = Convention(build_pyramid(config), config.diffusion.prediction)
-        if config.model.autoencoder is None:
-            check_sizes(config, self.convention.pyramid.multiples)
 
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         self.conditioner = text = build_conditioner(self.config, dataset, latents.device)
