@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import socket
+from pathlib import Path
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -32,30 +33,41 @@ forks.set_forkserver_preload(["tpdiff.training.trainer", "torch._dynamo", "torch
 
 
 class Noting(Trainer):
-    """A trainer that notes what of its network is sharded by itself, and which samples it is given, a line a
-    micro-batch: [step, indices].
+    """A trainer that notes what of its network, and of the one that it follows, is sharded by itself, and which samples
+    it is given, a line a micro-batch: [step, indices].
+
+    `away` is (process, step) for which the folder of videos is found renamed to "away".
     """
+
+    away = None
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        units = [name for name, module in self.network.named_modules() if isinstance(module, FSDPModule)]
         self.out.mkdir(parents=True, exist_ok=True)  # the main process may not be there yet
-        (self.out / f"sharded-{self.accelerator.process_index}.json").write_text(json.dumps(units))
+        followed = getattr(self.trainee, "_frozen", None)
+        for kind, network in (("sharded", self.network), ("followed", followed)):
+            modules = [] if network is None else network.named_modules()
+            units = [name for name, module in modules if isinstance(module, FSDPModule)]
+            (self.out / f"{kind}-{self.accelerator.process_index}.json").write_text(json.dumps(units))
 
     def _next_batch(self):
+        if self.away == (self.accelerator.process_index, self.step):
+            videos = Path(self.config.data.path)
+            videos.rename(videos.with_name("away"))
         batch = super()._next_batch()
         with (self.out / f"order-{self.accelerator.process_index}.jsonl").open("a") as file:
             file.write(json.dumps([self.step, batch["index"].tolist()]) + "\n")
         return batch
 
 
-def one_process(environment, values, out, resume, double, full_disk):
+def one_process(environment, values, out, resume, double, full_disk, away):
     """The life of one process: train to the end and write a checkpoint."""
     os.environ.update(environment)
     if double:
         made = OwnNetwork.open
         OwnNetwork.open = lambda self, *a: (made(self, *a), self.network.double())
     trainer = Noting(build_config(values), out, resume=resume)
+    trainer.away = away
     if full_disk == trainer.accelerator.process_index:
         ckpt.save_file = no_space
     trainer.run()
@@ -76,13 +88,13 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def start(values, out, world, way="ddp", resume=False, double=False, full_disk=None):
+def start(values, out, world, way="ddp", resume=False, double=False, full_disk=None, away=None):
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true", **WAYS[way]}
     processes = []
     for rank in range(world):
         environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        arguments = (environment, values, out, resume, double, full_disk)
+        arguments = (environment, values, out, resume, double, full_disk, away)
         processes.append(forks.Process(target=one_process, args=arguments))
         processes[-1].start()
     return processes
