@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import socket
+from pathlib import Path
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -39,20 +40,30 @@ forks.set_forkserver_preload(["tpdiff.training.trainer", "torch._dynamo", "torch
 
 
 class Noting(Trainer):
-    """A trainer that notes what of its network is sharded by itself, which samples it is given, a line a micro-batch:
-    [step, indices], and after each backward pass of a sharded network the parameters without a gradient in parts:
-    [step, names].
+    """A trainer that notes what of its network, and of the one that it follows, is sharded by itself, which samples it
+    is given, a line a micro-batch: [step, indices], and after each backward pass of a sharded network the parameters
+    without a gradient in parts: [step, names].
+
+    `away` is (process, step) for which the folder of videos is found renamed to "away".
     """
+
+    away = None
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        units = [name for name, module in self.network.named_modules() if isinstance(module, FSDPModule)]
         self.out.mkdir(parents=True, exist_ok=True)  # the main process may not be there yet
-        (self.out / f"sharded-{self.accelerator.process_index}.json").write_text(json.dumps(units))
-        if units:
-            self.backward, self.accelerator.backward = self.accelerator.backward, self._backward
+        followed = getattr(self.trainee, "_frozen", None)
+        for kind, network in (("sharded", self.network), ("followed", followed)):
+            modules = [] if network is None else network.named_modules()
+            units = [name for name, module in modules if isinstance(module, FSDPModule)]
+            (self.out / f"{kind}-{self.accelerator.process_index}.json").write_text(json.dumps(units))
+            if kind == "sharded" and units:
+                self.backward, self.accelerator.backward = self.accelerator.backward, self._backward
 
     def _next_batch(self):
+        if self.away == (self.accelerator.process_index, self.step):
+            videos = Path(self.config.data.path)
+            videos.rename(videos.with_name("away"))
         batch = super()._next_batch()
         self._note("order", batch["index"].tolist())
         return batch
@@ -67,7 +78,7 @@ class Noting(Trainer):
             file.write(json.dumps([self.step, what]) + "\n")
 
 
-def one_process(environment, values, out, resume, double, full_disk, stopped):
+def one_process(environment, values, out, resume, double, full_disk, stopped, away):
     """The life of one process: train to the end and write a checkpoint. `stopped`: whoever validates is asked to stop
     as soon as it begins.
     """
@@ -76,6 +87,7 @@ def one_process(environment, values, out, resume, double, full_disk, stopped):
         made = OwnNetwork.open
         OwnNetwork.open = lambda self, *a: (made(self, *a), self.network.double())
     trainer = Noting(build_config(values), out, resume=resume)
+    trainer.away = away
     if full_disk == trainer.accelerator.process_index:
         ckpt.save_file = no_space
     if stopped:
@@ -98,13 +110,13 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def start(values, out, world, way="ddp", resume=False, double=False, full_disk=None, stopped=False):
+def start(values, out, world, way="ddp", resume=False, double=False, full_disk=None, stopped=False, away=None):
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true", **WAYS[way]}
     processes = []
     for rank in range(world):
         environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        arguments = (environment, values, out, resume, double, full_disk, stopped)
+        arguments = (environment, values, out, resume, double, full_disk, stopped, away)
         processes.append(forks.Process(target=one_process, args=arguments))
         processes[-1].start()
     return processes

@@ -84,3 +84,17 @@ def test_blocks_are_sharded_by_themselves_and_train_as_one(tuning, tmp_path, nam
     assert_same_curve(one, two, 1e-4)
     units = [json.loads((tmp_path / "two" / f"sharded-{rank}.json").read_text()) for rank in range(2)]
     assert units[0] == units[1] and {"", *blocks} <= set(units[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("wan", {"blocks.0"}), pytest.param("modelscope", {"down_blocks.0.temp_convs.0"}, marks=SLOW)],
+)
+def test_the_network_that_is_followed_is_sharded_too(tuning, tmp_path, name, blocks):
+    told = tuning(find_case(name), "train.distillation=10", "train.batch_size=4", "train.lr=0.005", "data.starts=1")
+    values = told.model_dump(mode="json")
+    one, two = train(values, tmp_path / "one", 1), train(values, tmp_path / "two", 2, "fsdp2")
+    assert_same_curve(one, two, 1e-4)
+    units = [json.loads((tmp_path / "two" / f"followed-{rank}.json").read_text()) for rank in range(2)]
+    assert units[0] == units[1] and {"", *blocks} <= set(units[0])
+    assert json.loads((tmp_path / "one" / "followed-0.json").read_text()) == []

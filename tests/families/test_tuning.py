@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -407,8 +408,7 @@ def test_a_network_may_follow_what_it_said_before(tuning, tmp_path, pretrained):
 
 def test_the_network_to_follow_is_where_the_other_is(tuning, tmp_path):
     trainer = Trainer(tuning(find_case("wan"), "train.distillation=1"), tmp_path / "run")
-    trainer.latents.device = torch.device("meta")
-    trainer.trainee.open(trainer.dataset, trainer.latents)
+    trainer.trainee.place(SimpleNamespace(is_fsdp2=False, device=torch.device("meta")))
     assert {p.device.type for p in trainer.trainee._frozen.parameters()} == {"meta"}
 
 

@@ -1,6 +1,7 @@
 """A video autoencoder trained on real clips: it learns, resumes exactly, and leaves a folder that others load."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tpdiff.models.autoencoder import compression, decode_video, encode_video, l
 from tpdiff.models.video_autoencoder import VideoAutoencoder
 from tpdiff.training.autoencoder import AutoencoderTrainer
 from tpdiff.training.autoencoder_config import AutoencoderConfig, AutoencoderTrainConfig, load_recipe
-from tpdiff.training.checkpoint import checkpoints
+from tpdiff.training.checkpoint import STATE, checkpoints
 from tpdiff.training.config import Config
 from tpdiff.training.load_config import ConfigError, build
 from tpdiff.training.reconstruction import SMOOTH, psnr_of, reconstruction_loss
@@ -243,6 +244,56 @@ def test_a_resumed_run_keeps_its_configuration(tiny_recipe, tmp_path):
     with pytest.raises(ValueError, match=r"train.kl_weight: 0.0001 -> 0.5"):
         AutoencoderTrainer(tiny_recipe("train.kl_weight=0.5"), tmp_path / "run", resume=True)
     assert trained(tiny_recipe("train.steps=3"), tmp_path / "run", resume=True).step == 3
+
+
+@pytest.fixture
+def nothing_decodes(monkeypatch):
+    def decoded(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("tpdiff.data.clips.inspect", decoded)
+
+
+def test_what_costs_nothing_to_find_is_found_before_a_video_is_decoded(tiny_recipe, tmp_path, request):
+    trained(tiny_recipe("train.steps=1"), tmp_path / "run").save()
+    request.getfixturevalue("nothing_decodes")
+    with pytest.raises(AssertionError, match="decoded"):
+        AutoencoderTrainer(tiny_recipe(), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"held_out\.split 'exam': split 'exam' is not in .*; null leaves"):
+        AutoencoderTrainer(tiny_recipe("held_out.split=exam"), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"train\.kl_weight: 0\.0001 -> 0\.5"):
+        AutoencoderTrainer(tiny_recipe("train.kl_weight=0.5"), tmp_path / "run", resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_goes_on_with_its_videos_alone_wherever_they_lie(tiny_recipe, clips, tmp_path):
+    folder = shutil.copytree(clips, tmp_path / "clips")
+    trained(tiny_recipe("train.steps=1", f"data.path={folder}"), tmp_path / "run").save()
+    folder = folder.rename(tmp_path / "moved")
+    assert trained(tiny_recipe("train.steps=2", f"data.path={folder}"), tmp_path / "run", resume=True).step == 2
+    gone = sorted(folder.glob("train/*.mp4"))[0]
+    gone.unlink()
+    with pytest.raises(ValueError, match=rf"other videos than those of .*moved now \(gone .*: train/{gone.name} \("):
+        AutoencoderTrainer(tiny_recipe(f"data.path={folder}"), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.latents=memory", "data.stages=pixel", "data.shards=some", "data.shuffle=9", "data.buckets=auto"],
+)
+def test_keys_that_it_does_not_heed_are_refused(tiny_recipe, tmp_path, override):
+    key = override.partition("=")[0]
+    with pytest.raises(ValueError, match=rf"^{key}: only the training of a diffusion model .* so leave it out$"):
+        AutoencoderTrainer(tiny_recipe(override), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_had_such_keys_goes_on_without_them(tiny_recipe, tmp_path):
+    folder = trained(tiny_recipe("train.steps=1"), tmp_path / "run").save()
+    state = json.loads((folder / STATE).read_text())
+    state["config"]["data"] |= {"shuffle": 9, "stages": "pixel"}
+    (folder / STATE).write_text(json.dumps(state))
+    assert trained(tiny_recipe("train.steps=2"), tmp_path / "run", resume=True).step == 2
 
 
 def test_one_command_trains_either_kind(values, tiny_values, tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, nothing pickled, and safe on a disk that fills up."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -156,6 +157,31 @@ def test_a_full_disk_does_not_cost_the_checkpoint_that_is_written_again(run, mon
         with pytest.raises(OSError, match="could not be written"):
             run.save()
     assert contents(run.out) == before
+
+
+def test_windows_opens_no_folders_and_flushes_what_is_open_for_writing(run, monkeypatch):
+    opened, flushed = os.open, os.fsync
+
+    def open_there(path, *arguments, **options):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **options)
+
+    def flush_there(handle):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flushed(handle)
+
+    run.run()
+    with monkeypatch.context() as m:
+        m.setattr(os, "open", open_there)
+        m.setattr(os, "fsync", flush_there)
+        with pytest.raises(OSError, match="step-00000002 could not be written"):
+            run.save()
+        m.setattr(ckpt, "WINDOWS", True)
+        run.save()
+    assert [p.name for p in ckpt.checkpoints(run.out)] == ["step-00000001", "step-00000002"]
+    assert ckpt.read_checkpoint(ckpt.checkpoints(run.out)[-1])[1]["step"] == 2
 
 
 def test_a_file_system_that_is_really_full(run, tiny, tmp_path):

@@ -187,6 +187,22 @@ def test_a_disk_that_is_full_for_one_leaves_no_checkpoint_for_any(values, tmp_pa
     assert os.strerror(errno.ENOSPC) in said[0] and "another process failed" in said[1]
 
 
+@pytest.mark.parametrize("way", ["fsdp2", pytest.param("ddp", marks=pytest.mark.slow)])
+def test_videos_that_one_cannot_read_end_all_with_a_checkpoint(values, clips, tmp_path, way):
+    videos = shutil.copytree(clips, tmp_path / "videos")
+    values["data"] |= {"path": str(videos), "cache": "none"}
+    values["train"]["steps"] = 6
+    values["log"]["checkpoint_every_steps"] = None
+    whole, out = train(values, tmp_path / "whole", 2, way), tmp_path / "run"
+    assert ends(start(values, out, 2, way, away=(1, 3))) == [1, 1]
+    assert [folder.name for folder in ckpt.checkpoints(out)] == ["step-00000003"]
+    (tmp_path / "away").rename(videos)
+    two = train(values, out, 2, way, resume=True)
+    for name in whole:
+        left, right = (curve(t) if name == "losses" else t[name] for t in (whole, two))
+        assert torch.equal(left, right), name
+
+
 # What is refused
 
 

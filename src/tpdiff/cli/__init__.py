@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="tpdiff")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         raise SystemExit(2) from None
     except ModuleNotFoundError as error:
         print(f"error: {_missing(error)}", file=sys.stderr)

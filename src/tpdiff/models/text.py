@@ -5,14 +5,15 @@ Any Hugging Face encoder serves, from a folder on disk or the hub's name; "minil
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from tpdiff.models.digest import weights_digest
 
@@ -49,6 +50,21 @@ def text_encoder_path(source: str) -> str:
     return str(get_model_path())
 
 
+def text_encoder_config(source: str, max_length: int = 0) -> Any:
+    """An encoder's configuration, as `load_text_encoder` finds it; no weights are read.
+
+    Raises:
+        ValueError: none is there, or of an encoder that has places for fewer tokens.
+    """
+    path = text_encoder_path(source)
+    with _is_an_encoder(source, path):
+        config = AutoConfig.from_pretrained(path)
+    places = getattr(config, "max_position_embeddings", None)
+    if places is not None and max_length > places:
+        raise ValueError(f"text encoder {source!r} has places for {places} tokens, not {max_length}; nearest: {places}")
+    return config
+
+
 def load_text_encoder(source: str, max_length: int = 0) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The encoder (evaluation mode, frozen) and its tokenizer.
 
@@ -59,16 +75,11 @@ def load_text_encoder(source: str, max_length: int = 0) -> tuple[nn.Module, PreT
     Raises:
         ValueError: nothing usable there, or an encoder that has places for fewer tokens.
     """
+    text_encoder_config(source, max_length)
     path = text_encoder_path(source)
-    try:
+    with _is_an_encoder(source, path):
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModel.from_pretrained(path, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        known = f" ({Path(path).resolve()} does not exist)" if "/" in path and not Path(path).exists() else ""
-        raise ValueError(f"no text encoder in {source!r}{known}: {' '.join(str(error).split())}") from error
-    places = getattr(model.config, "max_position_embeddings", None)
-    if places is not None and max_length > places:
-        raise ValueError(f"text encoder {source!r} has places for {places} tokens, not {max_length}; nearest: {places}")
     model = getattr(model, "encoder", model) if getattr(model.config, "is_encoder_decoder", False) else model
     return model.eval().requires_grad_(False), tokenizer
 
@@ -114,3 +125,13 @@ def text_identity(text_encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, *
     settings = {k: v for k, v in config.to_diff_dict().items() if not k.startswith("_") and k not in UNTOLD}
     cut = [tokenizer.padding_side, sorted(tokenizer.get_vocab().items()), tokenizer(PROBE)["input_ids"]]
     return weights_digest(text_encoder, json.dumps(settings, sort_keys=True, default=str), json.dumps(cut), *told)
+
+
+@contextmanager
+def _is_an_encoder(source: str, path: str) -> Iterator[None]:
+    """Whatever fails within says that there is none."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        known = f" ({Path(path).resolve()} does not exist)" if "/" in path and not Path(path).exists() else ""
+        raise ValueError(f"no text encoder in {source!r}{known}: {' '.join(str(error).split())}") from error

@@ -5,8 +5,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,16 +19,21 @@ from tpdiff.files import write_whole
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.models.video_autoencoder import VideoAutoencoder
 from tpdiff.training import checkpoint as ckpt
-from tpdiff.training.autoencoder_config import AutoencoderConfig
+from tpdiff.training.autoencoder_config import FOR_DIFFUSION, AutoencoderConfig, check_keys
 from tpdiff.training.batches import open_batches
+from tpdiff.training.data_config import DataConfig
 from tpdiff.training.distribution import open_accelerator
 from tpdiff.training.ema import EMA
-from tpdiff.training.load_config import build, config_difference, dump_config
+from tpdiff.training.load_config import dump_config
 from tpdiff.training.optimizer import build_optimizer, learning_rate, spent
 from tpdiff.training.progress import check_finite, clock
 from tpdiff.training.reconstruction import Quality, latent_statistics, measure, reconstruction_loss
-from tpdiff.training.setup import check_folder, may_change, open_clips
+from tpdiff.training.setup import check_folder, look_at_videos, open_clips, said_of
+from tpdiff.training.state import check_same_run
 from tpdiff.training.trackers import check_trackers, start_trackers
+from tpdiff.training.videos import check_same_videos, videos_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,19 @@ class AutoencoderTrainer:
     ):
         self.config, self.out = config, Path(out)
         check_trackers(config.log.trackers)
+        check_keys(config)
         found = check_folder(self.out, config, resume)
+        if found is not None:  # what is not heeded never mattered
+            check_same_run(found, config, "held_out.", *(f"data.{key}:" for key in FOR_DIFFUSION))
+        look_at_videos(config.data, captions=False)
+        self._of_held_out(partial(look_at_videos, captions=False))
         self.accelerator = open_accelerator(config.train.precision, config.log.trackers, self.out)
         self.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dataset = open_clips(config.data, config.seed, require_captions=False, progress=progress)
-        self.held_out = self._open_held_out()
+        self.held_out = self._of_held_out(partial(open_clips, seed=0, require_captions=False))
+        self.videos = videos_of(self.dataset, config.data.path)
         torch.manual_seed(config.seed)
         self.network = VideoAutoencoder(**config.autoencoder.model_dump()).to(self.device)
         if found is None:
@@ -91,6 +103,7 @@ class AutoencoderTrainer:
         self.losses: list[tuple[float, int, float, float, float]] = []  # (seconds, step, loss, PSNR, KL)
         self.stop_requested = False
         self._stream: Iterator[dict[str, Any]] | None = None
+        self._saved_step = 0
         if found is not None:
             self._restore(found)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -112,6 +125,7 @@ class AutoencoderTrainer:
 
         Raises:
             ValueError: a loss or a gradient that is not a number; what was saved before stays.
+            ValueError, OSError: clips that cannot be read, after a checkpoint of the last step.
         """
         log = self.config.log
         while not self.done and not self.stop_requested:
@@ -146,12 +160,14 @@ class AutoencoderTrainer:
             "seconds": self.seconds,
             "ema_updates": self.ema.updates,
             "losses": self.losses,
+            "videos": self.videos,
             "config": self.config.model_dump(mode="json"),
         }
         average = {f"ema.{n}": t for n, t in vae.state_dict().items()}
         folder = self.out / "checkpoints" / f"step-{self.step:08d}"
         ckpt.write_checkpoint(folder, vae, {**tensors, **average}, state)
         ckpt.drop_old_checkpoints(self.out, self.config.log.keep_checkpoints)
+        self._saved_step = self.step
         return folder
 
     def close(self) -> None:
@@ -195,7 +211,13 @@ class AutoencoderTrainer:
         if self._stream is None:
             size = self.config.train.batch_size
             self._stream = open_batches(self.dataset, size, self.config.data.workers, self.step * size)
-        return next(self._stream)
+        try:
+            return next(self._stream)
+        except Exception as error:
+            if self.step > self._saved_step:
+                folder = self.save()
+                error.add_note(f"the run so far is in {folder}; --resume goes on from there")
+            raise
 
     def _report(self, report: Callable[[AutoencoderStatus], None] | None) -> None:
         status = self._status()
@@ -215,14 +237,13 @@ class AutoencoderTrainer:
         rate = len(recent) * self.config.train.batch_size / max(self.seconds - before, 1e-9)
         return AutoencoderStatus(self.step, self.seconds, self.fraction, loss, psnr, kl, rate)
 
-    def _open_held_out(self) -> ClipDataset | None:
+    def _of_held_out(self, work: Callable[[DataConfig], T]) -> T | None:
+        """What is done with the held-out videos; None without such."""
         split = self.config.held_out.split
         if split is None:
             return None
-        try:
-            return open_clips(self.config.data.model_copy(update={"split": split}), 0, require_captions=False)
-        except ValueError as error:
-            raise ValueError(f"held_out.split {split!r}: {error}; null leaves the measurement out") from error
+        with said_of(f"held_out.split {split!r}", "; null leaves the measurement out"):
+            return work(self.config.data.model_copy(update={"split": split}))
 
     @staticmethod
     def _clips(dataset: ClipDataset, count: int) -> Iterator[Tensor]:
@@ -230,12 +251,10 @@ class AutoencoderTrainer:
 
     def _restore(self, folder: Path) -> None:
         tensors, state = ckpt.read_checkpoint(folder)
-        difference = config_difference(build(AutoencoderConfig, state["config"]), self.config)
-        difference = [d for d in difference if not may_change(d) and not d.startswith("held_out.")]
-        if difference:
-            raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
+        check_same_videos(folder, state.get("videos"), self.videos, self.config.data.path, self.dataset.bad)
         for prefix, network in (("network.", self.network), ("ema.", self.ema.network)):
             network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
         ckpt.unpack_optimizer(self.optimizer, self.network, tensors)
         self.step, self.seconds, self.ema.updates = state["step"], state["seconds"], state["ema_updates"]
+        self._saved_step = self.step
         self.losses = [tuple(point) for point in state["losses"]]

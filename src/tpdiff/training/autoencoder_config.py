@@ -11,6 +11,8 @@ from tpdiff.training.data_config import DataConfig
 from tpdiff.training.load_config import build, build_config, read_values
 from tpdiff.training.section import Section
 
+FOR_DIFFUSION = ("latents", "stages", "shards", "shuffle", "buckets")  # keys of `DataConfig`
+
 
 class AutoencoderModelConfig(Section):
     """The network, `tpdiff.models.video_autoencoder.VideoAutoencoder`: patches of `time_patch` frames and
@@ -99,6 +101,21 @@ class AutoencoderConfig(Section):
         if channels > width:
             raise ValueError(f"autoencoder.latent_channels {channels} is above hidden_size {width}; nearest: {width}")
         return self
+
+
+def check_keys(config: AutoencoderConfig) -> None:
+    """Refuse keys of the section `data` that the training of an autoencoder does not heed.
+
+    Raises:
+        ValueError: naming those that are set.
+    """
+    data, fields = config.data, DataConfig.model_fields
+    heedless = [f"data.{key}" for key in FOR_DIFFUSION if getattr(data, key) != fields[key].default]
+    if heedless:
+        raise ValueError(
+            f"{', '.join(heedless)}: only the training of a diffusion model heeds this; an autoencoder is trained on "
+            "clips of one size from the videos in data.path, so leave it out"
+        )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config | AutoencoderConfig:

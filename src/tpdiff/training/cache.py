@@ -9,7 +9,6 @@ A shard appears when it is whole, its receipt after it, and `cache.json` says `c
 Whatever a killed run left is judged by digests.
 """
 
-import fcntl
 import json
 import math
 import time
@@ -37,6 +36,13 @@ from tpdiff.training.pipeline_encoder import open_encoder
 from tpdiff.training.progress import clock
 from tpdiff.training.setup import warn_of_held_out
 from tpdiff.training.shard_maker import Source
+
+try:
+    import fcntl
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "tpdiff cache holds its folder by file locks that Windows does not have; nearest: Linux, macOS or WSL"
+    ) from error
 
 FILES_A_SHARD = 64
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tpdiff.data import ClipDataset, DataError, ShardDataset, scan
+from tpdiff.data import ClipDataset, DataError, ShardDataset
 from tpdiff.data.buckets import Bucket, Buckets
 from tpdiff.data.clips import Progress
 from tpdiff.pyramid.stages import Pyramid
@@ -44,19 +44,6 @@ def difference(cache: Mapping[str, Any], other: Mapping[str, Any], who: str) -> 
     return [f"{key}: cache {cache.get(key)}, {who} {value}" for key, value in other.items() if cache.get(key) != value]
 
 
-def look_at_source(config: Config) -> ShardDataset | None:
-    """Refuse a folder, a split or shards that are not there, before anything is decoded. Returns the shards, if any.
-
-    Raises:
-        ValueError: what is missing.
-    """
-    data = config.data
-    if data.shards is None:
-        scan(data.path, data.split)
-        return None
-    return ShardDataset(data.shards, seed=config.seed, window=data.shuffle)
-
-
 def open_source(
     config: Config, shards: ShardDataset | None = None, progress: Progress | None = None
 ) -> ClipDataset | ShardDataset:
@@ -64,7 +51,7 @@ def open_source(
 
     Args:
         config: the run.
-        shards: its own, where `look_at_source` opened them.
+        shards: its own, where they are open already.
         progress: told of the videos that are read.
 
     Raises:

@@ -26,6 +26,7 @@ from tpdiff.training.distribution import all_or_none
 from tpdiff.training.eight_bit import put_together, take_apart
 from tpdiff.training.shards import own_rows, part_of, place_among
 
+WINDOWS = os.name == "nt"
 TENSORS = "training_state.safetensors"
 STATE = "training_state.json"
 
@@ -244,7 +245,12 @@ def _part_files(folder: Path) -> list[Path]:
 
 
 def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    """Have a file, or the names in a folder, on the disk. Windows opens no folders, and flushes files that are open for
+    writing alone.
+    """
+    if WINDOWS and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

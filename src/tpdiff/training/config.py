@@ -191,6 +191,11 @@ class Config(Section):
         return self.pretrained is not None and self.pretrained.offload
 
     @property
+    def num_stages(self) -> int:
+        """How many stages the pyramid has; the vanilla method's is one."""
+        return 1 if self.train.method == "vanilla" else len(self.pyramid.factors)
+
+    @property
     def validated_at_once(self) -> int:
         """How many clips a validation's network is asked about together."""
         return self.validation.batch_size or (16 if self.pretrained is None else 1)
@@ -216,8 +221,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        stages = 1 if self.train.method == "vanilla" else len(self.pyramid.factors)
-        weights = self.train.stage_weights
+        stages, weights = self.num_stages, self.train.stage_weights
         if weights is not None and self.train.method != "vanilla" and not _are_shares(weights, stages):
             raise ValueError(
                 f"train.stage_weights needs {stages} weights >= 0, coarsest stage first, not all zero; got {weights}"

@@ -25,6 +25,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 WITHOUT_DOUBLES = ("mps",)  # devices that cannot hold float64, in which times and noise levels are reckoned
 PATIENCE = timedelta(hours=3)  # the others wait while the main process validates and writes
@@ -86,6 +87,17 @@ def shard_by_blocks(network: Any) -> None:
     """
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
     network._no_split_modules = sorted({type(one).__name__ for held in lists for one in held if _layers(one) > 1})
+
+
+def shard_frozen(network: Any, accelerator: Accelerator) -> None:
+    """Have FSDP2 hold a network that is not trained in parts, as one that is, after `shard_by_blocks`; its weights stay
+    in their dtypes. Each process moves its part to where it trains. Collective.
+    """
+    mesh, axes = accelerator.torch_device_mesh, accelerator.parallelism_config
+    parts = None if mesh is None or axes is None else mesh[tuple(axes.fsdp_dim_names)]
+    for module in reversed(list(network.modules())):  # what is within comes first
+        if module is network or type(module).__name__ in network._no_split_modules:
+            fully_shard(module, mesh=parts)
 
 
 def share_of(batch_size: int, processes: int, accumulation: int = 1) -> int:

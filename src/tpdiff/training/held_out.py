@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from tpdiff.pyramid.noise import randn
 from tpdiff.training.clean import Clean, clean_pair
 from tpdiff.training.config import Config
+from tpdiff.training.data_config import DataConfig
 from tpdiff.training.objective import sample_errors
 from tpdiff.training.randomness import sample_generators
-from tpdiff.training.setup import open_clips
+from tpdiff.training.setup import look_at_videos, open_clips, said_of
 from tpdiff.training.trainee import Told, Trainee
 
 
@@ -36,40 +37,28 @@ class HeldOut:
         return list(dict.fromkeys(self.captions))
 
 
+def look_at_held_out(config: Config) -> None:
+    """Refuse clips to validate on that cannot be, before anything is decoded.
+
+    Raises:
+        ValueError: they are not apart from those trained on, or there are none, or one lacks a caption.
+    """
+    _check_apart(config)
+    with _said_of_split(config):
+        look_at_videos(_videos(config), captions=config.condition.kind != "none")
+
+
 def open_held_out(config: Config) -> HeldOut:
     """The clips that a run is validated on: of each held-out video one, at a start drawn by the validation seed.
 
     Raises:
-        ValueError: the clips are not apart from those trained on, or there are none, or one lacks a caption.
+        ValueError: there are none, or one lacks a caption.
     """
-    data, validation = config.data, config.validation
-    check_apart(config)
-    cache = "disk" if data.cache == "disk" else "none"
-    try:
-        dataset = open_clips(
-            data.model_copy(update={"split": validation.split, "cache": cache}),
-            validation.seed,
-            require_captions=config.condition.kind != "none",
-        )
-    except ValueError as error:
-        raise ValueError(f"validation.split {validation.split!r}: {error}") from error
+    validation = config.validation
+    with _said_of_split(config):
+        dataset = open_clips(_videos(config), validation.seed, require_captions=config.condition.kind != "none")
     items = [dataset[i] for i in range(min(validation.clips, len(dataset)))]
     return HeldOut(torch.stack([item["video"] for item in items]), [item["caption"] for item in items])
-
-
-def check_apart(config: Config) -> None:
-    """Refuse to validate on what is trained on.
-
-    Raises:
-        ValueError: with what to set.
-    """
-    data, validation = config.data, config.validation
-    if data.split in (None, validation.split):
-        raise ValueError(
-            f"validation.split {validation.split!r} is not apart from data.split {data.split!r}: validation needs "
-            'clips that are not trained on, such as data.split=train and validation.split=test, "split" of each '
-            "video in metadata.jsonl, or subfolders train and test"
-        )
 
 
 def midpoints(count: int) -> list[float]:
@@ -132,6 +121,26 @@ def quantile_losses(
                     )
                 totals[k][j] += float(errors.double().sum())
     return {k: [total / len(held_out.video) for total in row] for k, row in totals.items()}
+
+
+def _videos(config: Config) -> DataConfig:
+    cache = "disk" if config.data.cache == "disk" else "none"
+    return config.data.model_copy(update={"split": config.validation.split, "cache": cache})
+
+
+def _said_of_split(config: Config) -> AbstractContextManager[None]:
+    return said_of(f"validation.split {config.validation.split!r}")
+
+
+def _check_apart(config: Config) -> None:
+    """Refuse to validate on what is trained on."""
+    data, validation = config.data, config.validation
+    if data.split in (None, validation.split):
+        raise ValueError(
+            f"validation.split {validation.split!r} is not apart from data.split {data.split!r}: validation needs "
+            'clips that are not trained on, such as data.split=train and validation.split=test, "split" of each '
+            "video in metadata.jsonl, or subfolders train and test"
+        )
 
 
 def _told(caption: str, config: Config) -> str | None:

@@ -1,6 +1,7 @@
 """What a run diffuses: pixels, or the latents of an autoencoder."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Latents:
 
     Attributes:
         autoencoder: None for pixels.
-        identity: digest of the autoencoder, wherever it works; None for pixels.
+        identity: digest of the autoencoder, wherever it works; None for pixels, and until clips are served.
         ratio: its (T, H, W) compression, all ones for pixels.
         shape: (C, t, h, w) of a clip's latents.
 
@@ -33,12 +34,12 @@ class Latents:
         config: the run.
         pyramid: the stages.
         device: where the autoencoder works.
-        dataset: its clips; None keeps no latents, whatever the configuration says.
+        dataset: its clips, to be served at once; None keeps no latents, whatever the configuration says.
         autoencoder: in place of the configuration's; whoever brings it has checked the sizes.
 
     Raises:
-        ValueError: no autoencoder there, a clip size that it, the patches or some stage cannot hold, more latents
-            than can be kept, or shards that hold something else than the configuration says.
+        ValueError: no autoencoder there, a clip size that it, the patches or some stage cannot hold, or what `serve`
+            refuses.
     """
 
     def __init__(
@@ -60,22 +61,34 @@ class Latents:
         elif config.model.autoencoder is not None:
             self.autoencoder = load_autoencoder(config.model.autoencoder).to(device)
         if self.autoencoder is not None:
-            if autoencoder is not None and isinstance(dataset, ShardDataset):
-                self.identity = dataset.settings["model.autoencoder"]  # it may have no weights
-            else:
-                self.identity = identity(self.autoencoder)
             channels, self.ratio = compression(self.autoencoder)
-        if autoencoder is None:
-            buckets = dataset.buckets if isinstance(dataset, ShardDataset) else ()
-            check_sizes(config, pyramid.multiples, self.ratio, buckets)
+        self._check = None if autoencoder is not None else partial(check_sizes, config, pyramid.multiples, self.ratio)
+        if self._check is not None:
+            self._check()
         t, h, w = self.ratio
         frames = 1 + (data.frames - 1) // t if t > 1 else data.frames
         self.shape = (channels, frames, data.height // h, data.width // w)
         self._pixel_pyramid = pyramid if data.stages == "pixel" else None
+        self._data = data
         self._cache: LatentCache | None = None
-        if self.identity is not None and isinstance(dataset, ClipDataset):
-            key = fingerprint(self.autoencoder) if data.latents == "disk" else self.identity
-            self._cache = open_latent_cache(data, dataset, key, self.shape)
+        if dataset is not None:
+            self.serve(dataset)
+
+    def serve(self, dataset: ClipDataset | ShardDataset) -> None:
+        """Make ready for the clips of a run, whose latents are kept where `data.latents` says so.
+
+        Raises:
+            ValueError: shards of a clip size that the autoencoder, the patches or some stage cannot hold, or more
+                latents than can be kept.
+        """
+        if isinstance(dataset, ShardDataset):
+            if self._check is not None:
+                self._check(dataset.buckets)
+            self.identity = dataset.settings["model.autoencoder"]  # whose weights need not have been read
+        elif self.autoencoder is not None:
+            self.identity = identity(self.autoencoder)
+            key = fingerprint(self.autoencoder) if self._data.latents == "disk" else self.identity
+            self._cache = open_latent_cache(self._data, dataset, key, self.shape)
 
     def __call__(self, video: Tensor) -> Clean:
         """uint8 clips (B, 3, T, H, W) -> float32 latents (B, C, t, h, w); of a pixel pyramid, of each stage."""

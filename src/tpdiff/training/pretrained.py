@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import LoraConfig as PeftConfig
 from PIL import Image
@@ -26,7 +27,7 @@ from tpdiff.sampling.tuned import Tuned, TunedPipeline, activate, adapter_name, 
 from tpdiff.training.captions import warn_of_cut_by_pipeline
 from tpdiff.training.clean import clean_pair
 from tpdiff.training.config import Config, check_prediction
-from tpdiff.training.distribution import shard_by_blocks
+from tpdiff.training.distribution import shard_by_blocks, shard_frozen
 from tpdiff.training.latents import Latents
 from tpdiff.training.objective import Convention
 from tpdiff.training.pretrained_config import LoraConfig
@@ -83,8 +84,6 @@ class Pretrained:
         self.fps = self.config.data.fps or frame_rate(dataset)
         self.asker.by_default(frame_rate=self.fps)  # as `TunedPipeline` samples
         self.device = latents.device
-        if self._frozen is not None:
-            self._frozen.to(self.device)
         if isinstance(dataset, ShardDataset):
             for bucket in dataset.buckets:
                 stage_sizes(self.pipe, self.family, self.convention.pyramid, bucket)
@@ -96,6 +95,12 @@ class Pretrained:
             for encoder in (*self._encoders(text=True), *self._encoders(text=False)):
                 if not is_hollow(encoder):
                     encoder.to(self.device)
+
+    def place(self, accelerator: Accelerator) -> None:
+        if self._frozen is not None and accelerator.is_fsdp2:
+            shard_frozen(self._frozen, accelerator)
+        elif self._frozen is not None:
+            self._frozen.to(accelerator.device)
 
     def check(self, prompts: Sequence[str | None]) -> None:
         """Any text can be told."""
@@ -201,8 +206,8 @@ class Pretrained:
                 component.requires_grad_(False)
         network = self.network
         follows = self.config.train.distillation > 0 and self.wanted.lora is None
-        self._frozen = copy.deepcopy(network).eval() if follows else None
         shard_by_blocks(network)
+        self._frozen = copy.deepcopy(network).eval() if follows else None
         if self.wanted.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if self.wanted.lora is None:

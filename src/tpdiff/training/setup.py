@@ -1,7 +1,8 @@
 """What a run needs before its first step, and everything that can be refused by then."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpdiff.data import ClipDataset, ShardDataset
-from tpdiff.data.folder import HELD_OUT, Entry
+from tpdiff.data import ClipDataset, ShardDataset, check_share, scan
+from tpdiff.data.folder import HELD_OUT, Entry, require_captions
 from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition, StoredText, TextCondition, padded
 from tpdiff.models.text import load_text_encoder
 from tpdiff.pyramid.geometry import check_video_size
@@ -44,6 +45,31 @@ def open_clips(data: DataConfig, seed: int, **options: Any) -> ClipDataset:
     )
     warn_of_held_out(data.split, [video.entry for video in dataset.videos])
     return dataset
+
+
+def look_at_videos(data: DataConfig, captions: bool) -> None:
+    """Refuse a folder, a split or files that are not there, before anything is decoded.
+
+    Args:
+        data: which videos.
+        captions: whether each needs one.
+
+    Raises:
+        DataError: what is missing.
+    """
+    found = scan(data.path, data.split)
+    if captions:
+        require_captions(found.entries, data.path)
+    check_share(found, data.max_bad_share)
+
+
+@contextmanager
+def said_of(key: str, otherwise: str = "") -> Iterator[None]:
+    """Whatever is refused within is said of this key of the configuration, with what would do instead."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}{otherwise}") from error
 
 
 def warn_of_held_out(split: str | None, entries: Iterable[Entry]) -> None:
@@ -133,12 +159,12 @@ def check_folder(out: Path, config: Section, resume: bool) -> Path | None:
     return found[-1] if found else None
 
 
-def may_change(line: str, of_shards: bool = False) -> bool:
-    """Keys that a resumed run may set anew: its budget, what it leaves behind, and where it keeps what; not what it
-    computes. A run of shards trains on what their digest says, wherever they lie; its videos are for validation."""
+def may_change(line: str) -> bool:
+    """Keys that a resumed run may set anew: its budget, what it leaves behind, where it keeps what, and how many videos
+    may be bad (its checkpoint knows the good ones); not what it computes."""
     budget, kept = (
         ("train.steps:", "train.seconds:"),
         ("log.", "validation.", "data.workers:", "data.cache", "data.latents:", "train.ema_device:"),
     )
     memory = ("model.gradient_checkpointing:", "pretrained.gradient_checkpointing:", "pretrained.offload:")
-    return line.startswith((*budget, *kept, *memory, *(("data.shards:", "data.path:") if of_shards else ())))
+    return line.startswith((*budget, *kept, *memory, "data.max_bad_share:"))

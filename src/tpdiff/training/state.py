@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tpdiff.training import checkpoint as ckpt
+from tpdiff.training.autoencoder_config import AutoencoderConfig
 from tpdiff.training.config import Config
 from tpdiff.training.distribution import check_same_start
-from tpdiff.training.load_config import build_config, config_difference
+from tpdiff.training.load_config import build, config_difference
 from tpdiff.training.setup import may_change
 from tpdiff.training.shards import load_whole
+from tpdiff.training.videos import check_files, check_same_videos
 
 if TYPE_CHECKING:
     from tpdiff.training.trainer import Trainer
+
+Run = TypeVar("Run", Config, AutoencoderConfig)
 
 
 def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -45,6 +49,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "captions": trainer.trainee.labels,
         "autoencoder": trainer.latents.identity,
         "shards": getattr(trainer.dataset, "digest", None),
+        "videos": trainer.videos,
         "config": trainer.config.model_dump(mode="json"),
     }
 
@@ -54,31 +59,45 @@ def kept_names(network: nn.Module) -> set[str]:
     return set(network.state_dict()) - {name for name, p in network.named_parameters() if not p.requires_grad}
 
 
-def check_same_run(folder: Path, config: Config) -> None:
-    """Refuse to go on from a checkpoint of another configuration, before the data are touched.
+def check_same_run(folder: Path, config: Run, *free: str) -> None:
+    """Refuse to go on from a checkpoint of another configuration, or without its videos, before anything is decoded.
+
+    What is trained on may lie elsewhere where the checkpoint tells what it is: shards by their digest (their videos are
+    for validation), videos by their lengths.
+
+    Args:
+        folder: the checkpoint.
+        config: the run.
+        free: how keys begin that may change beside those that always may.
 
     Raises:
-        ValueError: naming every key that differs.
+        ValueError: naming every key that differs, or videos that are gone.
     """
-    before = build_config(ckpt.read_state(folder)["config"])
-    of_shards = before.data.shards is not None and config.data.shards is not None
-    difference = [d for d in config_difference(before, config) if not may_change(d, of_shards)]
+    state = ckpt.read_state(folder)
+    before, videos = build(type(config), state["config"]), state.get("videos")
+    if before.data.shards is not None and config.data.shards is not None:
+        free += ("data.shards:", "data.path:")
+    if videos is not None:
+        free += ("data.path:",)
+    difference = [d for d in config_difference(before, config) if not (may_change(d) or d.startswith(free))]
     if difference:
         raise ValueError(f"{folder} was trained with another configuration: {'; '.join(difference)}")
+    check_files(folder, videos, config.data.path)
 
 
 def restore(trainer: Trainer, folder: Path) -> None:
     """Make a new trainer the one that wrote the checkpoint `folder`.
 
     Raises:
-        ValueError: it cannot be read, or is of other captions, another autoencoder or other shards.
+        ValueError: it cannot be read, or is of other videos or captions, another autoencoder or other shards.
     """
     tensors, state = ckpt.read_checkpoint(folder)
     check_same_start(trainer.accelerator, state["step"])
     if "losses" not in tensors:
         raise ValueError(f"{folder} is not a training checkpoint that can be resumed: it holds no losses")
+    path = trainer.config.data.path
+    check_same_videos(folder, state.get("videos"), trainer.videos, path, trainer.dataset.bad)
     if state["captions"] != trainer.trainee.labels:
-        path = trainer.config.data.path
         raise ValueError(f"{folder} was trained with other captions as classes than {path} has")
     if state["autoencoder"] != trainer.latents.identity:
         raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tpdiff.data import ClipDataset, ShardDataset
@@ -19,7 +20,7 @@ from tpdiff.training.clean import Clean
 from tpdiff.training.config import Config
 from tpdiff.training.latents import Latents
 from tpdiff.training.objective import Convention, build_pyramid
-from tpdiff.training.setup import build_conditioner, check_sizes, frame_rate
+from tpdiff.training.setup import build_conditioner, frame_rate
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ class Trainee(Protocol):
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         """Make the network, for these clips."""
 
+    def place(self, accelerator: Accelerator) -> None:
+        """Bring what is asked and not trained to where the network is, in parts where that is sharded. Collective."""
+
     def check(self, prompts: Sequence[str | None]) -> None:
         """Raise ValueError for a prompt that cannot be told."""
 
@@ -105,8 +109,6 @@ class OwnNetwork:
     def __init__(self, config: Config):
         self.config, self.patch_size = config, config.model.patch_size
         self.convention = Convention(build_pyramid(config), config.diffusion.prediction)
-        if config.model.autoencoder is None:
-            check_sizes(config, self.convention.pyramid.multiples)
 
     def open(self, dataset: ClipDataset | ShardDataset, latents: Latents) -> None:
         self.conditioner = text = build_conditioner(self.config, dataset, latents.device)
@@ -123,6 +125,9 @@ class OwnNetwork:
         )
         if model.gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
+
+    def place(self, accelerator: Accelerator) -> None:
+        """Nothing is."""
 
     @property
     def labels(self) -> list[str] | None:

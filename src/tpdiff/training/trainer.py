@@ -16,16 +16,16 @@ from tpdiff.files import write_whole
 from tpdiff.models.memory import keep_freed_memory
 from tpdiff.training import checkpoint as ckpt
 from tpdiff.training.batches import open_batches
-from tpdiff.training.cache_settings import look_at_source, open_source
+from tpdiff.training.cache_settings import open_source
 from tpdiff.training.compiled import compile_stages
 from tpdiff.training.config import Config
 from tpdiff.training.distribution import agree, all_or_none, open_accelerator, share_of
 from tpdiff.training.ema import EMA
-from tpdiff.training.held_out import check_apart
 from tpdiff.training.latents import Latents
 from tpdiff.training.load_config import dump_config
 from tpdiff.training.objective import StageLoss
 from tpdiff.training.optimizer import build_optimizer, check_optimizer, learning_rate, spent
+from tpdiff.training.preflight import look_ahead
 from tpdiff.training.pretrained import Pretrained
 from tpdiff.training.progress import Recent, Report, Status
 from tpdiff.training.setup import check_folder, warn_of_lonely_captions
@@ -35,6 +35,7 @@ from tpdiff.training.step import check_values, take_step
 from tpdiff.training.trackers import check_trackers, start_trackers
 from tpdiff.training.trainee import OwnNetwork, Trainee
 from tpdiff.training.validation import Validation
+from tpdiff.training.videos import videos_of
 
 
 class Trainer:
@@ -70,8 +71,6 @@ class Trainer:
         self.config, self.out = config, Path(out)
         check_trackers(config.log.trackers)  # what costs nothing comes first, before models are fetched and read
         check_optimizer(config.train)
-        if config.validation.on:
-            check_apart(config)
         found = None if dry else check_folder(self.out, config, resume)
         if found is not None:
             check_same_run(found, config)
@@ -79,15 +78,18 @@ class Trainer:
         self.accelerator = open_accelerator(train.precision, config.log.trackers, self.out, idle)
         if train.token_budget is None:
             share_of(train.batch_size, self.accelerator.num_processes, train.accumulation)
-        shards = look_at_source(config) if dataset is None and config.pretrained is not None else None
+        shards = look_ahead(config, dataset is not None, self.accelerator.is_main_process)
         self.trainee: Trainee = OwnNetwork(config) if config.pretrained is None else Pretrained(config)
-        self.dataset = open_source(config, shards, progress) if dataset is None else dataset
         self.pyramid = self.trainee.convention.pyramid
         set_seed(config.seed)
         self.device = self.accelerator.device
+        self.latents = Latents(config, self.pyramid, self.device, autoencoder=self.trainee.autoencoder)
+        with torch.random.fork_rng([]):  # encoders are read to compare shards with them, and may draw first weights
+            self.dataset = open_source(config, shards, progress) if dataset is None else dataset
+        self.latents.serve(self.dataset)
+        self.videos = videos_of(self.dataset, config.data.path)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.latents = Latents(config, self.pyramid, self.device, self.dataset, self.trainee.autoencoder)
         sizes = (self.latents.shape, self.trainee.patch_size)
         ranks = (self.accelerator.num_processes, self.accelerator.process_index)
         self.mix = open_mix(config, self.pyramid, *sizes, *ranks)
@@ -99,6 +101,7 @@ class Trainer:
         self.ema = EMA(self.network if sharded else self.network.to(self.device), train.ema_decay, kept, sharded)
         optimizer = build_optimizer(self.network, train, sharded)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        self.trainee.place(self.accelerator)
         if sharded:
             self.ema.follow(self.network)
         if train.compile:
@@ -113,6 +116,7 @@ class Trainer:
         self._status: Status | None = None  # the last reported
         if found is not None:
             restore(self, found)
+        self._saved_step = self.step
         self.validation = Validation(self, dry) if config.validation.on else None
         if not dry:
             self._begin(resume)
@@ -142,6 +146,7 @@ class Trainer:
 
         Raises:
             ValueError: a loss or a gradient that is not a number; what was saved before stays.
+            ValueError, OSError: clips that cannot be read, after a checkpoint of the last step.
         """
         self._open_stream()
         until, log = self.seconds + seconds, self.config.log
@@ -150,7 +155,7 @@ class Trainer:
             if self.stopping:
                 break
             started = self.clock()
-            batches = [self._next_batch() for _ in range(self.config.train.accumulation)]
+            batches = self._next_batches()
             parts = self.train_step(batches)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
@@ -210,6 +215,7 @@ class Trainer:
         if main:
             ckpt.drop_old_checkpoints(self.out, self.config.log.keep_checkpoints)
         self.accelerator.wait_for_everyone()
+        self._saved_step = self.step
         return folder
 
     def save_average(self, folder: str | Path) -> Path:
@@ -251,6 +257,17 @@ class Trainer:
         _, self._stop_agreed, _ = agree(self.accelerator, 0.0, self.stop_requested, [])
         if self._stop_agreed:
             self.stop_requested = True
+
+    def _next_batches(self) -> list[dict[str, Any]]:
+        """The micro-batches of a step. If one cannot be read, a checkpoint of the steps so far is left first."""
+        try:
+            with all_or_none(self.accelerator):  # so that all processes write it, and none waits in a step
+                return [self._next_batch() for _ in range(self.config.train.accumulation)]
+        except Exception as error:
+            if self.step > self._saved_step:
+                folder = self.save()
+                error.add_note(f"the run so far is in {folder}; --resume goes on from there")
+            raise
 
     def _validate(self, report: Report | None) -> None:
         if self.validation is None or not self.validation.due(self):

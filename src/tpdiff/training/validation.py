@@ -23,7 +23,6 @@ from tpdiff.files import write_whole
 from tpdiff.metrics.distance import frechet_distance
 from tpdiff.metrics.features import efficientnet_features
 from tpdiff.metrics.reference import Reference
-from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training.config import Config
 from tpdiff.training.distribution import means
@@ -48,8 +47,8 @@ class Validation:
         dry: refuse what would be refused, but leave the run's folder and the caches as they are.
 
     Raises:
-        ValueError: no held-out clips, captions that the model cannot be told, too few sampling steps, or a distance
-            without the package for its features.
+        ValueError: held-out videos that cannot be decoded, captions that the model cannot be told, or a distance
+            without the package for its features. (`tpdiff.training.preflight` finds more, beforehand.)
     """
 
     def __init__(self, trainer: Trainer, dry: bool = False):
@@ -59,8 +58,6 @@ class Validation:
         if not trainer.accelerator.is_main_process:
             return
         wanted = self.config.validation
-        if wanted.sampled:
-            split_steps(wanted.sample_steps, len(trainer.pyramid))
         features = efficientnet_features(self.device) if wanted.distance_clips else None
         self.held_out = open_held_out(self.config)
         if self.config.condition.kind != "none":
@@ -214,6 +211,7 @@ class Validation:
             seed=wanted.seed,
             split=wanted.split,
             fit_split=data.split,
+            max_bad_share=data.max_bad_share,
             cache_dir=Path(data.cache_dir or self.out / FOLDER) / "features" if kept else None,
             features=features,
         )
