@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from tpdiff.models.digest import weights_digest
+from tpdiff.models.memory import works_on
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def load_text_encoder(source: str, max_length: int = 0) -> tuple[nn.Module, PreT
     except (OSError, ValueError) as error:
         known = f" ({Path(path).resolve()} does not exist)" if "/" in path and not Path(path).exists() else ""
         raise ValueError(f"no text encoder in {source!r}{known}: {' '.join(str(error).split())}") from error
-    places = getattr(model.config, "max_position_embeddings", None)
+    places = most_places(model)
     if places is not None and max_length > places:
         raise ValueError(f"text encoder {source!r} has places for {places} tokens, not {max_length}; nearest: {places}")
     model = getattr(model, "encoder", model) if getattr(model.config, "is_encoder_decoder", False) else model
@@ -79,7 +80,7 @@ def encode_prompts(
 ) -> TextEmbeddings:
     """Token states of B prompts, padded or cut to `max_length` tokens."""
     tokens = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=max_length, return_tensors="pt")
-    device = next(text_encoder.parameters()).device
+    device = works_on(text_encoder)
     ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
     states = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     return TextEmbeddings(states, mask.bool())
@@ -95,10 +96,15 @@ def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> li
     return [len(ids) for part in parts for ids in tokenizer(part, verbose=False)["input_ids"]]
 
 
+def most_places(text_encoder: nn.Module) -> int | None:
+    """How many tokens an encoder has positions for; None: for any number."""
+    return getattr(text_encoder.config, "max_position_embeddings", None)
+
+
 def most_tokens(text_encoder: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """How long a text the encoder was made for; None: of any length."""
-    positions = getattr(text_encoder.config, "max_position_embeddings", None)
-    most = min(tokenizer.model_max_length, positions or UNBOUNDED)
+    """How long a text the encoder and its tokenizer were made for, which may be less than `most_places`; None: of any
+    length."""
+    most = min(tokenizer.model_max_length, most_places(text_encoder) or UNBOUNDED)
     return None if most >= UNBOUNDED else most
 
 
