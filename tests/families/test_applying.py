@@ -1,6 +1,7 @@
 """Applying, replacing, removing and saving a pyramid."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from recording import evaluations
 from tiny import find_case
 
 from tpdiff import PyramidScheduler, apply_pyramid, remove_pyramid
+from tpdiff.families import families
 from tpdiff.pyramid import Pyramid
 from tpdiff.schedulers import schedule_of
 
@@ -132,6 +134,22 @@ def test_a_copy_is_a_pipeline_of_its_own():
     made = case.run(pipe)
     remove_pyramid(pipe)
     assert torch.equal(case.run(other), made)
+
+
+@pytest.mark.parametrize("name", ["wan", "ltx", "animatediff"])
+def test_a_pickled_pipeline_has_its_stages(name):
+    case = find_case(name)
+    pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+    made = case.run(pipe)
+    other = pickle.loads(pickle.dumps(pipe))
+    torch.testing.assert_close(case.run(other), made, atol=1e-4, rtol=1e-4)  # its weights may lie otherwise
+    assert other._pyramid_call is not pipe._pyramid_call
+    assert type(remove_pyramid(other)) is type(case.pipe())
+
+
+def test_a_family_is_pickled_by_its_name():
+    for family in families():
+        assert pickle.loads(pickle.dumps(family)) is family
 
 
 def test_one_pyramid_serves_many_calls_of_unlike_sizes():

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler
 from PIL import Image
 from recording import evaluations
 from tiny import CASES, find_case
@@ -154,6 +155,21 @@ def test_the_older_callback_counts_on_as_well(case):
     seen = []
     case.run(pipe, callback=lambda step, timestep, latents: seen.append(step), callback_steps=2)
     assert seen == [0, 2, 4]
+
+
+@takes("callback")
+def test_the_older_callback_is_told_steps_where_a_step_has_two_evaluations(case):
+    pipe = case.stageable()
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+
+    def told():
+        seen = []
+        case.run(pipe, num_inference_steps=5, callback=lambda step, timestep, latents: seen.append(step))
+        return seen
+
+    stock = told()
+    apply_pyramid(pipe, TIME, STEPS)
+    assert told() == stock == [0, 1, 2, 3, 4]
 
 
 def test_latents_may_be_given_at_the_coarsest_stages_size(case):

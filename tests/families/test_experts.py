@@ -1,5 +1,7 @@
 """Wan 2.2: the first network where t >= boundary, the second below, stage by stage."""
 
+from itertools import groupby
+
 import pytest
 import torch
 from recording import evaluations
@@ -39,6 +41,27 @@ def test_stages_overlap_in_time_so_the_first_expert_may_come_back():
     assert names[1][-1] == "transformer_2"
     assert names[2] == ["transformer_2"] * 4
     assert float(next(call.time[0] for call in calls if call.size == sizes[1])) == pytest.approx(738.8, abs=0.1)
+
+
+def test_an_expert_that_comes_back_finds_the_other_put_away():
+    """Model offload's hooks, here from the CPU to itself. The coarsest stage ends with the second expert, and the next
+    one starts with the first: what is on the device at a stage's end is put away unless the next one starts with it.
+    """
+    case = find_case("wan-experts")
+    pipe = case.stageable()
+    pipe.register_to_config(boundary_ratio=0.73)
+    apply_pyramid(pipe, TIME, (10, 4, 4))
+    pipe.enable_model_cpu_offload(device="cpu")
+    seen = []
+    for name in case.networks:
+        network = getattr(pipe, name)
+        network.register_forward_pre_hook(lambda *_, name=name: seen.append((name, "works")))
+        (hook,) = (hook for hook in pipe._all_hooks if hook.model is network)
+        hook.offload = lambda name=name: seen.append((name, "put away"))
+    case.run(pipe, guidance_scale=1.0)
+    coarse = [("transformer_2", "put away"), ("transformer", "works"), ("transformer_2", "works")]
+    finest = [("transformer", "put away"), ("transformer_2", "works")]
+    assert [event for event, _ in groupby(seen)] == [*coarse, *coarse, *finest]
 
 
 def test_each_expert_has_its_own_guidance():

@@ -149,6 +149,21 @@ def test_too_few_steps_in_the_call_are_refused(case):
     refused(case, pipe, "2 steps cannot fill 3 stages", num_inference_steps=2)
 
 
+@pytest.mark.parametrize("steps", [(2, 1, 600), None])
+def test_more_steps_than_a_stage_has_timesteps_are_refused(steps):
+    """That is known before the coarser stages are made."""
+    case = find_case("animatediff")
+    pipe = apply_pyramid(case.stageable(), TIME, steps)
+    message = r"stage 0 has (\d+) whole timesteps, too few for 600 steps; nearest: \1$"
+    refused(case, pipe, message, num_inference_steps=1800)
+
+
+def test_sigmas_that_do_not_fall_are_refused():
+    case = find_case("hunyuan")
+    pipe = apply_pyramid(case.stageable(), TIME)
+    refused(case, pipe, r"sigmas must fall from 1 towards 0; got 1 \.\.\. 0\.2", sigmas=[1.0, 0.5, 0.6, 0.2])
+
+
 @SOME
 def test_a_pyramid_on_another_schedule_is_refused(case):
     pipe = case.stageable()

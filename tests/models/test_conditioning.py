@@ -1,12 +1,23 @@
 """Prompts as a network takes them: nothing, labels, text."""
 
+import json
+import shutil
+
 import pytest
 import torch
+from accelerate import cpu_offload
 
 from tpdiff.models import conditioning
 from tpdiff.models.conditioning import LabelCondition, NoCondition, StoredText, TextCondition
 from tpdiff.models.kept import KeptConditions
-from tpdiff.models.text import encode_prompts, load_text_encoder, text_encoder_path, text_identity
+from tpdiff.models.text import (
+    encode_prompts,
+    load_text_encoder,
+    most_places,
+    most_tokens,
+    text_encoder_path,
+    text_identity,
+)
 
 
 def test_no_condition_takes_no_prompt():
@@ -132,6 +143,26 @@ def test_only_the_encoder_of_a_pair_is_used(tmp_path, bert):
     encoder, tokenizer = load_text_encoder(str(tmp_path / "t5"))
     assert TextCondition(encoder, tokenizer, 4).network_config() == {"text_dim": 12}
     assert encode_prompts(encoder, tokenizer, ["five"], 4).prompt_embeds.shape == (1, 4, 12)
+
+
+def test_more_tokens_than_its_tokenizer_says_are_encoded_where_an_encoder_has_places(tmp_path, bert):
+    folder = shutil.copytree(bert, tmp_path / "short")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 10}))
+    encoder, tokenizer = load_text_encoder(str(folder), 20)
+    assert (most_tokens(encoder, tokenizer), most_places(encoder)) == (10, 32)
+    assert encode_prompts(encoder, tokenizer, ["a digit " * 40], 20).prompt_attention_mask.all()
+    with pytest.raises(ValueError, match="has places for 32 tokens, not 33; nearest: 32"):
+        load_text_encoder(str(folder), 33)
+
+
+def test_an_offloaded_encoder_encodes_where_it_works(bert):
+    """Its weights come to the CPU layer by layer, and are nowhere between."""
+    encoder, tokenizer = load_text_encoder(str(bert))
+    wanted = encode_prompts(encoder, tokenizer, ["five"], 6).prompt_embeds
+    cpu_offload(encoder, torch.device("cpu"))
+    assert next(encoder.parameters()).is_meta
+    torch.testing.assert_close(encode_prompts(encoder, tokenizer, ["five"], 6).prompt_embeds, wanted)
 
 
 def test_a_missing_encoder_says_where_it_was_looked_for(tmp_path):

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerating import COUNTS, FACTORS, call, pyramid_of, pyramidal, wan
-from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
+from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
 from diffusers.modular_pipelines import WanBlocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan22 import Wan22Blocks
 from diffusers.modular_pipelines.wan.modular_blocks_wan_i2v import WanImage2VideoCoreDenoiseStep
 
-from tpdiff import apply_pyramid
+from tpdiff import PyramidScheduler, apply_pyramid
 from tpdiff.sampling.modular import coarse_latents_block, make_pyramidal, pyramid_denoise_block
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "modular.md"
@@ -188,6 +188,63 @@ def test_blocks_that_stages_do_not_know():
     core(bare).pop("prepare_latents")
     with pytest.raises(ValueError, match="no block before 'denoise' prepares latents"):
         make_pyramidal(bare, FACTORS)
+
+
+def test_made_pyramidal_twice_they_have_the_stages_of_the_last_time(run):
+    once = run(built(make_pyramidal(WanBlocks(), FACTORS, COUNTS)))
+    blocks = make_pyramidal(WanBlocks(), [(1, 1, 1), (2, 1, 1)], [2, 2])
+    assert torch.equal(run(built(make_pyramidal(blocks, FACTORS, COUNTS))), once)
+
+
+def test_more_steps_than_a_stage_has_timesteps_are_refused_before_the_network_runs(run):
+    whole_times = wan(scheduler=UniPCMultistepScheduler())
+    pipe = built(make_pyramidal(WanBlocks(), FACTORS, [2, 2, 900]), whole_times)
+    seen = sizes_seen(pipe)
+    with pytest.raises(ValueError, match=r"stage 0 has \d+ whole timesteps, too few for 900 steps"):
+        run(pipe)
+    assert seen == []
+
+
+@pytest.fixture(scope="module")
+def saved_with_stages(tmp_path_factory):
+    """The folder of a pipeline that was pyramidal when it was saved."""
+    folder = tmp_path_factory.mktemp("saved") / "wan"
+    pyramidal(wan()).save_pretrained(folder)
+    return str(folder)
+
+
+def opened(blocks, folder):
+    """A pipeline of blocks that take encoded prompts, with the components of a folder."""
+    blocks.sub_blocks.pop("text_encoder")
+    pipe = blocks.init_pipeline(folder)
+    pipe.load_components(dtype=torch.float32)
+    assert isinstance(pipe.scheduler, PyramidScheduler)
+    return pipe
+
+
+def assert_alike(one, other):
+    """But for rounding: loaded weights may lie otherwise."""
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pipeline_saved_with_stages_runs_through_those_that_its_blocks_were_given(run, saved_with_stages):
+    pipe = opened(make_pyramidal(WanBlocks(), FACTORS, COUNTS), saved_with_stages)
+    own = pipe.scheduler
+    assert_alike(run(pipe), call(pyramidal(wan())))
+    assert pipe.scheduler is own
+    one = opened(make_pyramidal(WanBlocks(), [(1, 1, 1)], 3), saved_with_stages)
+    assert_alike(run(one, num_inference_steps=4), run(built(WanBlocks()), num_inference_steps=3))
+
+
+def test_other_blocks_are_told_how_to_open_a_pipeline_saved_with_stages(run, saved_with_stages):
+    pipe = opened(WanBlocks(), saved_with_stages)
+    seen = sizes_seen(pipe)
+    told = "takes blocks of tpdiff.make_pyramidal, or pipe.update_components(scheduler=pipe.scheduler.base)"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        run(pipe, num_inference_steps=3)
+    assert seen == []
+    pipe.update_components(scheduler=pipe.scheduler.base)
+    assert_alike(run(pipe, num_inference_steps=3), run(built(WanBlocks()), num_inference_steps=3))
 
 
 def test_the_page(encoded, tmp_path):

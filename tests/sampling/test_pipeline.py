@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
@@ -473,6 +474,26 @@ def test_what_a_call_moved_goes_back_at_its_end():
     assert_rounding(pipe(LABELS[0], steps=3, generator=seeded(0)).frames, wanted)
     assert [hook.model for hook in pipe._all_hooks] == [pipe.transformer, pipe.vae]
     assert not any(hook in before for hook in pipe._all_hooks)
+
+
+def test_a_text_encoder_is_loaded_to_where_an_offloaded_network_works(bert):
+    """Sequential offload, here on the CPU: the network's weights come layer by layer, and are nowhere between."""
+    made = []
+    for offloaded in (False, True):
+        pipe = pipeline(model=network(text_dim=16), text_source=str(bert), max_text_length=9)
+        if offloaded:
+            cpu_offload(pipe.transformer, torch.device("cpu"))
+            assert pipe.device.type == "meta"
+        made.append(pipe("a digit moves", steps=3, guidance_scale=2.0, generator=seeded(0)).frames)
+    assert_rounding(*made)
+
+
+def test_a_text_encoder_that_comes_late_is_offloaded_with_the_others(bert):
+    pipe = pipeline(model=network(text_dim=16), text_source=str(bert), max_text_length=9)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert [hook.model for hook in pipe._all_hooks] == [pipe.transformer]
+    assert pipe.conditioner.text_encoder is pipe.text_encoder
+    assert [hook.model for hook in pipe._all_hooks] == [pipe.text_encoder, pipe.transformer]
 
 
 def test_it_runs_in_bf16(tmp_path):

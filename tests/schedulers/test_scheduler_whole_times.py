@@ -110,6 +110,18 @@ def test_no_two_steps_stand_on_one_timestep(name, config):
             scheduler.set_timesteps([4, room + 1, 4])
 
 
+@pytest.mark.parametrize("counts", [[400, 4, 4], [4, 500, 4], [4, 4, 500]])
+def test_all_stages_are_checked_and_nothing_is_laid_out(counts):
+    scheduler = staged(make(DDIM, **STABLE_DIFFUSION))
+    scheduler.set_timesteps([2, 2, 2])
+    scheduler.restrict(1)
+    laid_out = scheduler.timesteps
+    with pytest.raises(ValueError, match=rf"stage {2 - counts.index(max(counts))} has .* few for {max(counts)} steps"):
+        scheduler.check(counts)
+    scheduler.check([4, 4, 4])
+    assert scheduler.timesteps is laid_out
+
+
 @pytest.mark.parametrize(("name", "config"), WHOLE)
 def test_as_many_steps_as_timesteps_stay_finite(name, config):
     scheduler = staged(make(name, **STABLE_DIFFUSION, **config), ends=[0.2051282, 0.6])

@@ -97,6 +97,10 @@ class Family:
     packages: Callable[[str], tuple[str, ...]] = _no_others
     positions: str = "whole numbers at every stage's own size"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its name: what it holds are functions, which may have none."""
+        return family_named, (self.name,)
+
     def latent_size(self, pipe: Any, size: Size) -> Shape:
         """(num_frames, height, width) in pixels -> (t, h, w) of the latents."""
         t, h, w = self.vae_ratio(pipe)
@@ -157,6 +161,18 @@ def families() -> list[Family]:
     for module in MODULES:
         importlib.import_module(f"tpdiff.families.{module}")
     return list({family.name: family for family in _REGISTERED.values()}.values())
+
+
+def family_named(name: str) -> Family:
+    """A known family by its name.
+
+    Raises:
+        ValueError: none is known, with those that are.
+    """
+    known = {family.name: family for family in families()}
+    if name not in known:
+        raise ValueError(f"no family {name!r} is registered; known: {', '.join(sorted(known))}")
+    return known[name]
 
 
 def packages_for(pipeline: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from tpdiff.families.base import Family, Shape, Size, register_family
+from tpdiff.pyramid.operators import Ratio
 from tpdiff.pyramid.stages import Pyramid
 
 
@@ -39,6 +40,12 @@ def _frames_second(pipe: Any, latents: Tensor, shape: Shape) -> Tensor:
     return latents.transpose(1, 2)
 
 
+def _dynamic_guidance(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
+    """It follows from the number of steps, in every stage from that of the whole call."""
+    whole = {"num_inference_steps": options["num_inference_steps"]}
+    return whole if options.get("use_dynamic_cfg") else {}
+
+
 def _check(pipe: Any, pyramid: Pyramid) -> None:
     if not pipe.transformer.config.use_learned_positional_embeddings:
         return
@@ -60,6 +67,7 @@ COGVIDEOX = register_family(
         limits=_limits,
         unpack=_frames_second,
         pack=_frames_second,
+        stage_options=_dynamic_guidance,
         shared=("ofs",),
         check=_check,
         positions="sums of sines (2b) or rotary (5b, 1.5) at every stage's own size; learned ones (5b from a picture) "

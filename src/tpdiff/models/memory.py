@@ -68,6 +68,14 @@ def give_back_freed_memory() -> None:
         trim(0)
 
 
+def works_on(module: nn.Module) -> torch.device:
+    """Where a module's inputs have to be: where accelerate's hooks bring it to work, or where its weights are."""
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    found = (getattr(hook, "execution_device", None) for hook in hooks)
+    device = next((device for device in found if device is not None), None)
+    return next(module.parameters()).device if device is None else torch.device(device)
+
+
 @contextmanager
 def moved(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
     """Have modules on a device while active, then each where it was."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from tpdiff.models.digest import weights_digest
+from tpdiff.models.memory import works_on
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def text_encoder_config(source: str, max_length: int = 0) -> Any:
     path = text_encoder_path(source)
     with _is_an_encoder(source, path):
         config = AutoConfig.from_pretrained(path)
-    places = getattr(config, "max_position_embeddings", None)
+    places = most_places(config)
     if places is not None and max_length > places:
         raise ValueError(f"text encoder {source!r} has places for {places} tokens, not {max_length}; nearest: {places}")
     return config
@@ -90,7 +91,7 @@ def encode_prompts(
 ) -> TextEmbeddings:
     """Token states of B prompts, padded or cut to `max_length` tokens."""
     tokens = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=max_length, return_tensors="pt")
-    device = next(text_encoder.parameters()).device
+    device = works_on(text_encoder)
     ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
     states = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     return TextEmbeddings(states, mask.bool())
@@ -106,10 +107,15 @@ def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> li
     return [len(ids) for part in parts for ids in tokenizer(part, verbose=False)["input_ids"]]
 
 
+def most_places(config: Any) -> int | None:
+    """How many tokens an encoder of this configuration has positions for; None: for any number."""
+    return getattr(config, "max_position_embeddings", None)
+
+
 def most_tokens(text_encoder: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """How long a text the encoder was made for; None: of any length."""
-    positions = getattr(text_encoder.config, "max_position_embeddings", None)
-    most = min(tokenizer.model_max_length, positions or UNBOUNDED)
+    """How long a text the encoder and its tokenizer were made for, which may be less than `most_places`; None: of any
+    length."""
+    most = min(tokenizer.model_max_length, most_places(text_encoder.config) or UNBOUNDED)
     return None if most >= UNBOUNDED else most
 
 

@@ -77,7 +77,7 @@ def staged_caches(pipe: Any, evaluations: Sequence[int]) -> Iterator[Enter]:
 
     MagCache gets that stage's ratios; one that calibrates keeps the ratios of all stages in turn, the mean over the
     guidance branches, in its `config.mag_ratios`. FasterCache computes the first step of every stage, whatever its
-    timestep ranges say. All is as it was afterwards.
+    timestep ranges say. All is as it was afterwards, and caches hold nothing, whether or not the call went well.
 
     Args:
         pipe: the pipeline.
@@ -88,6 +88,7 @@ def staged_caches(pipe: Any, evaluations: Sequence[int]) -> Iterator[Enter]:
             that evaluates the branches one after another.
     """
     with ExitStack() as undo:
+        undo.callback(reset_caches, pipe)
         slices = []
         for network in networks(pipe).values():
             hooks = _hooks(network)

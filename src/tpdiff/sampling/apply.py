@@ -25,9 +25,11 @@ from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.acceleration import check_caches, staged_caches
 from tpdiff.sampling.arguments import check_arguments, clones, counting, each_stage, in_one_stage
 from tpdiff.sampling.guiding import staged_guider
+from tpdiff.sampling.offload import put_away
 from tpdiff.sampling.parallel import check_parallel
 from tpdiff.sampling.trained import Tuned, read_tuned
 from tpdiff.schedulers import PyramidScheduler, schedule_of
+from tpdiff.schedulers.runs import evaluations
 
 Pipe = TypeVar("Pipe")
 Stages = Pyramid | Sequence[Sequence[int]] | Tuned | str | Path
@@ -90,7 +92,7 @@ def apply_pyramid(
     remove_pyramid(thing)  # only now, so that what was refused leaves the pipeline as it was
     thing.scheduler = scheduler
     thing._pyramid_call = _Call(family, pyramid, counts, base, scheduler, told, usual)
-    thing.__class__ = type(kind.__name__, (_Pyramidal, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+    thing.__class__ = _with_stages(kind)
     return pipe
 
 
@@ -112,6 +114,15 @@ def remove_pyramid(pipe: Pipe) -> Pipe:
 def stock_class(pipe: Any) -> type:
     """The class of a pipeline without its pyramid."""
     return type(pipe).__mro__[2] if isinstance(pipe, _Pyramidal) else type(pipe)
+
+
+def _with_stages(kind: type) -> type:
+    return type(kind.__name__, (_Pyramidal, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+
+
+def _empty(kind: type) -> Any:
+    """A pipeline with stages of a stock class, before it holds anything."""
+    return object.__new__(_with_stages(kind))
 
 
 class _Call:
@@ -143,6 +154,10 @@ class _Pyramidal:
     scheduler: Any
     components: Any
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its stock class: its own has no name that a module knows."""
+        return _empty, (stock_class(self),), vars(self)
+
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call, stock = self._pyramid_call, super().__call__  # type: ignore[misc]
@@ -167,9 +182,10 @@ class _Pyramidal:
         size, evaluations = full_size(self, family, options), self.evaluations(counts)
         sizes = stage_sizes(self, family, pyramid, size)
         check_latents(self, family, sizes[-1], options.get("latents"))
+        self.scheduler.check(counts, levels)
         check_caches(self, evaluations)
         check_parallel(self, family, partial(stage_sizes, self, family, pyramid), size, options.get("generator"))
-        counted = counting(options)
+        counted = counting(options, self.scheduler.order)
         self.scheduler.generator = options.get("generator")
         result: Any = None
         with (
@@ -193,6 +209,7 @@ class _Pyramidal:
                 if not call.last:
                     own |= {"output_type": "latent", "return_dict": False}
                 self.scheduler.restrict(k, counts)
+                put_away(self, family, k)
                 enter(place)
                 guide(place)
                 result = stock(**{**options, **{name: value for name, value in own.items() if name in options}})
@@ -202,8 +219,7 @@ class _Pyramidal:
 
     def evaluations(self, counts: Sequence[int]) -> list[int]:
         """Network evaluations of every stage, coarsest first."""
-        twice = self.scheduler.order == 2
-        return [2 * n - (place == len(counts) - 1) if twice else n for place, n in enumerate(counts)]
+        return evaluations(self.scheduler, counts)
 
     def _lead_on(self, latents: Tensor, size: Size, next_size: Size) -> Tensor:
         """The latents that ended a stage -> those that the next one starts from, both as the pipeline lays them out."""

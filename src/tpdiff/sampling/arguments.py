@@ -48,15 +48,22 @@ def each_stage(scale: Any, stages: int) -> list[Any]:
     return list(scale)
 
 
-def counting(options: Mapping[str, Any]) -> Any:
-    """done -> the callback's arguments, so that it counts the steps of all stages."""
+def counting(options: Mapping[str, Any], order: int) -> Any:
+    """done, evaluations of the network -> the callback's arguments, so that it counts on from there.
+
+    Args:
+        options: of the call.
+        order: of the scheduler: how many evaluations a step has, of which older callbacks are told the steps.
+    """
     if options.get("callback") is not None:  # of older pipelines
         every, tell = options.get("callback_steps") or 1, options["callback"]
 
         def old(done: int) -> dict[str, Any]:
+            steps = done // order
+
             def told(step: int, timestep: Any, latents: Tensor) -> None:
-                if (step + done) % every == 0:
-                    tell(step + done, timestep, latents)
+                if (step + steps) % every == 0:
+                    tell(step + steps, timestep, latents)
 
             return {"callback": told, "callback_steps": 1}
 

@@ -6,7 +6,8 @@ Nothing here knows a model. A block is taken as it is, with whatever steps it ho
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,8 +16,8 @@ from diffusers.modular_pipelines import LoopSequentialPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from torch import Tensor
 
-from tpdiff.families import Family, families
-from tpdiff.families.base import Size
+from tpdiff.families import Family
+from tpdiff.families.base import Size, family_named
 from tpdiff.families.sizes import stage_sizes
 from tpdiff.pyramid.geometry import AXIS_NAMES
 from tpdiff.pyramid.stages import Pyramid
@@ -25,6 +26,7 @@ from tpdiff.sampling.acceleration import cached
 from tpdiff.sampling.guiding import forget_averages
 from tpdiff.sampling.parallel import check_parallel
 from tpdiff.schedulers import PyramidScheduler, schedule_of
+from tpdiff.schedulers.runs import evaluations
 
 Blocks = TypeVar("Blocks")
 Stages = Pyramid | Sequence[Sequence[float]]
@@ -33,11 +35,12 @@ Stages = Pyramid | Sequence[Sequence[float]]
 def make_pyramidal(blocks: Blocks, pyramid: Stages, steps: int | Sequence[int] | None = None) -> Blocks:
     """Make the blocks of a text-to-video pipeline run through the stages of a pyramid; changed in place.
 
-    Two blocks are replaced: the denoising loop (`pyramid_denoise_block`), and the one before it that prepares latents
-    (`coarse_latents_block`). All inputs and outputs stay; `num_frames`, `height` and `width` are those of the result.
+    Replaced are the denoising loop (`pyramid_denoise_block`), and before it the block that prepares latents
+    (`coarse_latents_block`) and those with a scheduler, which may then be that of a pipeline saved with stages. All
+    inputs and outputs stay; `num_frames`, `height` and `width` are those of the result.
 
     Args:
-        blocks: of a known family (`blocks.model_name`), not yet an initialized pipeline.
+        blocks: of a known family (`blocks.model_name`), not yet an initialized pipeline; their stages, if any, go.
         pyramid: the stages, or their (T, H, W) factors, finest first, on the pipeline's own noise schedule.
         steps: a total, or one count a stage, coarsest first; wins over the call's `num_inference_steps`. None: that.
 
@@ -55,6 +58,9 @@ def make_pyramidal(blocks: Blocks, pyramid: Stages, steps: int | Sequence[int] |
     makers = [one for one in before if "latents" in {out.name for out in parent[one].intermediate_outputs}]
     if not makers:
         raise ValueError(f"no block before {name!r} prepares latents; known before it: {', '.join(before) or 'none'}")
+    for one in before:
+        if "scheduler" in parent[one].component_names:
+            parent[one] = _extended(parent[one], _WithoutStages)
     parent[makers[-1]] = coarse_latents_block(parent[makers[-1]], pyramid)
     parent[name] = pyramid_denoise_block(parent[name], pyramid, steps)
     return blocks
@@ -85,40 +91,46 @@ def coarse_latents_block(prepare: Any, pyramid: Stages) -> Any:
     Raises:
         ValueError: an unknown family. When called: a size that some stage cannot hold, with the nearest legal one.
     """
-    return _extended(prepare, _Prepare, pyramid, None)
+    return _extended(prepare, _Prepare, pyramid)
 
 
-def _extended(block: Any, extension: type, pyramid: Stages, steps: int | Sequence[int] | None) -> Any:
-    _family(block.model_name)
-    made, kind = copy.copy(block), type(block)
+def _extended(block: Any, extension: type, pyramid: Stages = (), steps: int | Sequence[int] | None = None) -> Any:
+    family_named(block.model_name)
+    made, kind = copy.copy(block), next(one for one in type(block).__mro__ if not issubclass(one, _Staged))
     made.__class__ = type(kind.__name__, (extension, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
     made._stages, made._steps = pyramid, steps
     return made
 
 
 class _Staged:
-    """What both blocks know of their pyramid."""
+    """What an extended block knows of its pyramid."""
 
     _stages: Stages
     _steps: int | Sequence[int] | None
     model_name: str
 
     def _pyramid(self, components: Any) -> Pyramid:
-        family, stages = _family(self.model_name), self._stages
-        base = components.scheduler.base if isinstance(components.scheduler, PyramidScheduler) else components.scheduler
+        family, stages = family_named(self.model_name), self._stages
         if not isinstance(stages, Pyramid):
-            stages = Pyramid(schedule_of(base), stages, causal_time=family.causal_vae)
+            stages = Pyramid(schedule_of(_base(components.scheduler)), stages, causal_time=family.causal_vae)
         family.check(components, stages)
         return stages
 
 
-class _Prepare(_Staged):
+class _WithoutStages(_Staged):
     @torch.no_grad()
     def __call__(self, components: Any, state: Any) -> Any:
-        stock, pyramid = super().__call__, self._pyramid(components)  # type: ignore[misc]
+        with _without_stages(components):
+            return super().__call__(components, state)  # type: ignore[misc]
+
+
+class _Prepare(_WithoutStages):
+    @torch.no_grad()
+    def __call__(self, components: Any, state: Any) -> Any:
+        stock, pyramid = super().__call__, self._pyramid(components)
         asked = tuple(state.get(name) for name in AXIS_NAMES)
         t, h, w = (a or getattr(components, f"default_{name}") for a, name in zip(asked, AXIS_NAMES, strict=True))
-        sizes = stage_sizes(components, _family(self.model_name), pyramid, (t, h, w))
+        sizes = stage_sizes(components, family_named(self.model_name), pyramid, (t, h, w))
         _set(state, sizes[-1])
         components, state = stock(components, state)
         _set(state, sizes[0])
@@ -137,32 +149,30 @@ class _Loop(_Staged):
     def __call__(self, components: Any, state: Any) -> Any:
         pyramid = self._pyramid(components)
         if len(pyramid) == 1:
-            self._lay_out(components, state)
-            return super().__call__(components, state)  # type: ignore[misc]
+            with _without_stages(components):
+                self._lay_out(components, state)
+                return super().__call__(components, state)  # type: ignore[misc]
         block: Any = self
-        own, family = components.scheduler, _family(self.model_name)
-        at = block.get_block_state(state)
+        family, at = family_named(self.model_name), block.get_block_state(state)
         counts = split_steps(self._steps or at.num_inference_steps, len(pyramid))
         _check(components, family, pyramid, at)
-        scheduler = _scheduler(own, pyramid, counts)
+        scheduler = _scheduler(components.scheduler, pyramid, counts)
+        scheduler.check(counts)
         asked, timesteps = at.num_inference_steps, at.timesteps
-        components.scheduler, scheduler.generator = scheduler, at.generator
-        try:
-            with block.progress_bar(total=sum(counts)) as bar:
-                at.num_inference_steps, done = _evaluations(scheduler, counts), 0
-                for place, count in enumerate(counts):
-                    if place > 0:
-                        at.latents = scheduler.jump(at.latents)
-                        forget_averages(getattr(components, "guider", None))
-                    scheduler.restrict(len(pyramid) - 1 - place, counts)
-                    scheduler.set_timesteps(count, device=timesteps.device)
-                    at.timesteps = scheduler.timesteps
-                    for t in at.timesteps:
-                        components, at = block.loop_step(components, at, i=done, t=t)
-                        done += 1
-                    bar.update(count)
-        finally:
-            components.scheduler = own
+        scheduler.generator = at.generator
+        with _scheduled(components, scheduler), block.progress_bar(total=sum(counts)) as bar:
+            at.num_inference_steps, done = sum(evaluations(scheduler, counts)), 0
+            for place, count in enumerate(counts):
+                if place > 0:
+                    at.latents = scheduler.jump(at.latents)
+                    forget_averages(getattr(components, "guider", None))
+                scheduler.restrict(len(pyramid) - 1 - place, counts)
+                scheduler.set_timesteps(count, device=timesteps.device)
+                at.timesteps = scheduler.timesteps
+                for t in at.timesteps:
+                    components, at = block.loop_step(components, at, i=done, t=t)
+                    done += 1
+                bar.update(count)
         at.num_inference_steps, at.timesteps = asked, timesteps
         block.set_block_state(state, at)
         return components, state
@@ -177,6 +187,25 @@ class _Loop(_Staged):
         components.scheduler.set_timesteps(count, device=at.timesteps.device)
         state.set("num_inference_steps", count)
         state.set("timesteps", components.scheduler.timesteps)
+
+
+@contextmanager
+def _scheduled(components: Any, scheduler: Any) -> Iterator[None]:
+    """Have components work with a scheduler while active."""
+    own, components.scheduler = components.scheduler, scheduler
+    try:
+        yield
+    finally:
+        components.scheduler = own
+
+
+def _without_stages(components: Any) -> Any:
+    """Have components work with their own scheduler, where a `PyramidScheduler` is around it, while active."""
+    return _scheduled(components, _base(components.scheduler))
+
+
+def _base(scheduler: Any) -> Any:
+    return scheduler.base if isinstance(scheduler, PyramidScheduler) else scheduler
 
 
 def _scheduler(own: Any, pyramid: Pyramid, counts: list[int]) -> PyramidScheduler:
@@ -213,25 +242,14 @@ def _check(components: Any, family: Family, pyramid: Pyramid, at: Any) -> None:
 
 def _is_plain(scheduler: Any, at: Any) -> bool:
     """Whether the call's timesteps are those that its scheduler lays out for their number."""
-    plain = copy.deepcopy(scheduler)
+    plain = copy.deepcopy(_base(scheduler))
     plain.set_timesteps(at.num_inference_steps, device=at.timesteps.device)
     return torch.equal(plain.timesteps, at.timesteps)
-
-
-def _evaluations(scheduler: PyramidScheduler, counts: list[int]) -> int:
-    return sum(counts) if scheduler.order == 1 else 2 * sum(counts) - 1
 
 
 def _set(state: Any, size: Size) -> None:
     for name, value in zip(AXIS_NAMES, size, strict=True):
         state.set(name, value)
-
-
-def _family(model_name: str) -> Family:
-    known = {family.name: family for family in families()}
-    if model_name not in known:
-        raise ValueError(f"no family {model_name!r} is registered; known: {', '.join(sorted(known))}")
-    return known[model_name]
 
 
 def _loops(blocks: Any) -> list[tuple[Any, str]]:

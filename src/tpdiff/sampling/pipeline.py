@@ -146,7 +146,8 @@ class PyramidPipeline(DiffusionPipeline):
             return NoCondition()
         if self.text_encoder is None:
             encoder, tokenizer = load_text_encoder(self.config.text_source)
-            self.register_modules(text_encoder=encoder.to(self.device), tokenizer=tokenizer)
+            self.register_modules(text_encoder=encoder.to(self._execution_device), tokenizer=tokenizer)
+            self.maybe_free_model_hooks()  # with model offload, it waits on the CPU from now on as the others do
         return TextCondition(self.text_encoder, self.tokenizer, self.config.max_text_length)
 
     def lowered(self, dtype: torch.dtype) -> "PyramidPipeline":

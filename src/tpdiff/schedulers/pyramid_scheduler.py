@@ -14,7 +14,7 @@ from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.pyramid.told import check_policy
-from tpdiff.schedulers.runs import plan_run, start_level
+from tpdiff.schedulers.runs import Run, plan_run, start_level
 from tpdiff.schedulers.spacing import spacing_of
 from tpdiff.schedulers.walk import Walk
 from tpdiff.schedulers.wrapped import (
@@ -169,6 +169,26 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"no stage {stage}: stages are 0, the finest, to {len(self.pyramid) - 1}")
         self._only, self._steps = stage, steps
 
+    def check(self, steps: Sequence[int], sigmas: Sequence[float] | None = None) -> None:
+        """Refuse before the first stage what `set_timesteps`, restricted to one stage after the other, would refuse.
+
+        Args:
+            steps: one count a stage, coarsest first.
+            sigmas: as in `set_timesteps`.
+
+        Raises:
+            ValueError: more steps than a stage has whole timesteps, or levels that stages cannot follow.
+        """
+        for k in range(len(self.pyramid)) if len(self.pyramid) > 1 else ():
+            self._plan(k, steps, sigmas, mu=1.0)  # a shift moves levels, it refuses none
+
+    def _plan(self, k: int, counts: Sequence[int], sigmas: Sequence[float] | None, mu: float | None) -> Run:
+        """The steps of stage k."""
+        if sigmas is not None and not is_flow(self.base):
+            raise ValueError("sigmas to follow are flow matching's; give num_inference_steps")
+        spacing = spacing_of(self.base, sum(counts), sigmas, mu) if is_flow(self.base) else None
+        return plan_run(self.base, self.pyramid, k, counts[-1 - k], spacing, self.config.timestep_policy)
+
     def set_timesteps(
         self,
         num_inference_steps: int | Sequence[int] | None = None,
@@ -203,11 +223,12 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             self.num_inference_steps = self.base.num_inference_steps
             return
         if self.config.applied and self._only is None:
-            raise ValueError("this pipeline was saved with stages: call tpdiff.apply_pyramid(pipe) once it is loaded")
+            raise ValueError(
+                "this pipeline was saved with stages: call tpdiff.apply_pyramid(pipe) once it is loaded; a modular one "
+                "takes blocks of tpdiff.make_pyramidal, or pipe.update_components(scheduler=pipe.scheduler.base)"
+            )
         if timesteps is not None:
             raise ValueError("timesteps of a plain schedule have no meaning with stages; give num_inference_steps")
-        if sigmas is not None and not is_flow(self.base):
-            raise ValueError("sigmas to follow are flow matching's; give num_inference_steps")
         wanted = num_inference_steps if num_inference_steps is not None else None if sigmas is None else len(sigmas)
         counts = self._steps or self.config.steps
         if counts is None:
@@ -215,12 +236,8 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError("give num_inference_steps, or sigmas")
             counts = split_steps(wanted, len(self.pyramid))
         mus = list(mu) if isinstance(mu, Sequence) else [mu] * len(counts)
-        order = range(len(self.pyramid) - 1, -1, -1)
-        runs = []
-        for k, steps, shift in zip(order, counts, mus, strict=True):
-            if self._only in (None, k):
-                spacing = spacing_of(self.base, sum(counts), sigmas, shift) if is_flow(self.base) else None
-                runs.append(plan_run(self.base, self.pyramid, k, steps, spacing, self.config.timestep_policy))
+        shifts = zip(reversed(range(len(self.pyramid))), mus, strict=True)
+        runs = [self._plan(k, counts, sigmas, shift) for k, shift in shifts if self._only in (None, k)]
         self._walk = Walk(self._walker, runs, device)
         self.num_inference_steps = sum(len(run.levels) - 1 for run in runs)
 

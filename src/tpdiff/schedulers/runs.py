@@ -1,6 +1,7 @@
 """The steps of one stage: which noise levels are visited, and what the network is told there (MATH 3, 7)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,19 @@ def plan_run(base: Any, pyramid: Pyramid, k: int, steps: int, spacing: Spacing |
     levels = _spaced(pyramid, k, steps, spacing) if spacing else _indexed(base, pyramid, k, steps)
     t = torch.tensor([level.t for level in levels], dtype=torch.float64)
     return Run(k, levels, native_times(base, as_told(t, pyramid, k, policy)))
+
+
+def first_told(base: Any, pyramid: Pyramid, k: int, policy: str) -> float:
+    """The time in [0, 1] that the network is told first in stage k (`tpdiff.pyramid.as_told`)."""
+    start = torch.tensor(start_level(base, pyramid, k).t, dtype=torch.float64)
+    return float(as_told(start, pyramid, k, policy))
+
+
+def evaluations(base: Any, counts: Sequence[int]) -> list[int]:
+    """Network evaluations in every stage of so many steps, coarsest first. A solver of second order makes two a step,
+    but for the last, which ends in clean latents."""
+    twice = base.order == 2
+    return [2 * n - (place == len(counts) - 1) if twice else n for place, n in enumerate(counts)]
 
 
 def start_level(base: Any, pyramid: Pyramid, k: int) -> Level:
