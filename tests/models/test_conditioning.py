@@ -150,7 +150,7 @@ def test_more_tokens_than_its_tokenizer_says_are_encoded_where_an_encoder_has_pl
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 10}))
     encoder, tokenizer = load_text_encoder(str(folder), 20)
-    assert (most_tokens(encoder, tokenizer), most_places(encoder)) == (10, 32)
+    assert (most_tokens(encoder, tokenizer), most_places(encoder.config)) == (10, 32)
     assert encode_prompts(encoder, tokenizer, ["a digit " * 40], 20).prompt_attention_mask.all()
     with pytest.raises(ValueError, match="has places for 32 tokens, not 33; nearest: 32"):
         load_text_encoder(str(folder), 33)
