@@ -260,8 +260,11 @@ def _pools(
 
 
 def _distinct(sources: Sequence[Source]) -> tuple[Source, ...]:
-    """One of those with the same contents."""
-    return tuple({source.digest: source for source in reversed(sources)}.values())[::-1]
+    """The first of those with the same contents."""
+    first: dict[str, Source] = {}
+    for source in sources:
+        first.setdefault(source.digest, source)
+    return tuple(first.values())
 
 
 def _hold_out(
