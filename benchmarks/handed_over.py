@@ -41,6 +41,7 @@ def main() -> None:
     args = _arguments()
     quiet()
     pipe = PyramidPipeline.from_pretrained(newest_checkpoint(args.model)).lowered(torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
     geometry = model_geometry(args.model)
     if len(pipe.pyramid) == 1 and args.ends:
         pipe.pyramid = Pyramid(pipe.pyramid.schedule, [(1, 1, 1)] * (len(args.ends) + 1), ends=args.ends)
@@ -66,7 +67,7 @@ def handed(
         generator = [torch.Generator().manual_seed(begin + i) for i in range(len(clips))]
         made = pipe(
             [clip.source.entry.caption for clip in clips],
-            steps=steps if first is None else steps[-first - 1 :],
+            num_inference_steps=steps if first is None else steps[-first - 1 :],
             guidance_scale=guidance,
             generator=generator,
             latents=None if first is None else met(pipe, load_clips(clips, reference.geometry), first, generator),

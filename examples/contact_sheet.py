@@ -20,7 +20,7 @@ def frames_of(run: Path, prompts: list[str], steps: int, guidance_scale: float, 
     """Every n-th frame of one model's videos side by side in time: (rows × H, T × W, 3) in [0, 1]."""
     pipeline = PyramidPipeline.from_pretrained(run)
     generators = [torch.Generator().manual_seed(n) for n in range(len(prompts))]
-    videos = pipeline(prompts, steps=steps, guidance_scale=guidance_scale, generator=generators).frames
+    videos = pipeline(prompts, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators).frames
     return np.concatenate([np.concatenate(list(video[::every]), axis=1) for video in videos], axis=0)
 
 

@@ -42,7 +42,7 @@ def test_each_part_visits_for_its_own_work(name, tuning, tmp_path):
     case = find_case(name)
     pipeline = trained(tuning(case, "train.steps=1", offload=True), tmp_path / "run").pipeline()
     events, beside = watched(pipeline.pipe, case.networks)
-    pipeline("a", steps=[1, 1, 1], output_type="pt", guidance_scale=3.0)
+    pipeline("a", num_inference_steps=[1, 1, 1], output_type="pt", guidance_scale=3.0)
     assert events == [*ENCODES, ("network", "works"), *DECODES]
     assert pipeline.device.type != "cuda" or {name for seen in beside for name in seen} == {*case.networks}
 
@@ -57,9 +57,9 @@ def test_a_call_that_fails_leaves_all_where_it_was(tuning, tmp_path):
 
     handle = list(pipeline.pipe.text_encoder.modules())[-1].register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="no memory left"):
-        pipeline("a", steps=[1, 1, 1], output_type="pt")
+        pipeline("a", num_inference_steps=[1, 1, 1], output_type="pt")
     assert events == ENCODES
     handle.remove()
     events, _ = watched(pipeline.pipe, case.networks)
-    pipeline("a", steps=[1, 1, 1], output_type="pt")
+    pipeline("a", num_inference_steps=[1, 1, 1], output_type="pt")
     assert events == [*ENCODES, ("network", "works"), *DECODES]

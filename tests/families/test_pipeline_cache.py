@@ -77,9 +77,9 @@ def test_what_trained_on_shards_is_resumed_saved_and_sampled(tuning, cached, tmp
     assert losses(whole) == losses(again)
     assert not moved(whole.network.state_dict(), again.network.state_dict())
     with pytest.raises(ValueError, match="opened without what encodes and decodes"):
-        whole.pipeline()("a", steps=[1, 1, 1])
+        whole.pipeline()("a", num_inference_steps=[1, 1, 1])
     loaded = PyramidPipeline.from_pretrained(whole.save())
-    assert loaded("a", steps=[1, 1, 1], output_type="pt").frames.isfinite().all()
+    assert loaded("a", num_inference_steps=[1, 1, 1], output_type="pt").frames.isfinite().all()
 
 
 def test_shards_are_opened_once(tuning, cached, tmp_path, monkeypatch):

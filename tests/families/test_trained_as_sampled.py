@@ -29,7 +29,7 @@ def test_frames_are_as_far_apart(fps, given, rate, tuning, tmp_path):
     trainer = Trainer(config, tmp_path / "run")
     told = heard(trainer, "rope_interpolation_scale")
     trainer.run()
-    trainer.pipeline()("a red cat", steps=[1, 1, 1], guidance_scale=1, output_type="latent")
+    trainer.pipeline()("a red cat", num_inference_steps=[1, 1, 1], guidance_scale=1, output_type="latent")
     assert [one[0] for one in told] == pytest.approx([n / rate for n in (8, 16, 32, 32, 16, 8)])
 
 

@@ -275,7 +275,7 @@ def test_matrices_count_as_much_as_in_training(tuning, saved, tmp_path):
     mine, loaded, without = trainer.pipeline(), *map(PyramidPipeline.from_pretrained, [trainer.save()] * 2)
     without.network.disable_adapters()
     made = [
-        one("a", steps=[1, 1, 1], generator=torch.Generator().manual_seed(0), output_type="latent").frames
+        one("a", num_inference_steps=[1, 1, 1], generator=torch.Generator().manual_seed(0), output_type="latent").frames
         for one in (mine, loaded, without)
     ]
     torch.testing.assert_close(made[1], made[0], rtol=1e-4, atol=1e-4)

@@ -77,9 +77,9 @@ def test_a_pipeline_that_had_stages_samples_a_network_without():
     pipeline = tuned(saved_with_stages(), told(WAN, one))
     assert not isinstance(pipeline.pipe.scheduler, PyramidScheduler)
     with evaluations(WAN, pipeline.pipe) as calls:
-        made = latents(pipeline, steps=3)
+        made = latents(pipeline, num_inference_steps=3)
     assert [call.size for call in calls] == [WAN.stage_latents(FACTORS)[-1]] * 3
-    assert torch.equal(made, latents(tuned(WAN.pipe(), told(WAN, one)), steps=3))
+    assert torch.equal(made, latents(tuned(WAN.pipe(), told(WAN, one)), num_inference_steps=3))
 
 
 def test_the_folder_of_a_network_says_its_stages(tmp_path):

@@ -88,7 +88,7 @@ def test_what_is_saved_and_loaded_makes_the_same_videos(tmp_path, schedule, pred
     for name, tensor in pipe.transformer.state_dict().items():
         assert torch.equal(again.transformer.state_dict()[name], tensor)
     a, b, c = (
-        p(LABELS[:2], steps=[2, 1, 3], guidance_scale=2.0, generator=seeded(4)).frames for p in (pipe, again, third)
+        p(LABELS[:2], num_inference_steps=[2, 1, 3], guidance_scale=2.0, generator=seeded(4)).frames for p in (pipe, again, third)
     )
     assert np.array_equal(b, c)
     assert_rounding(a, b)
@@ -112,8 +112,8 @@ def test_a_run_s_folder_means_its_newest_checkpoint(tiny, tmp_path):
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     prompt = newest.config.labels[0]
-    direct = trainer.pipeline()(prompt, steps=3, generator=seeded(1)).frames
-    assert_rounding(direct, newest(prompt, steps=3, generator=seeded(1)).frames)
+    direct = trainer.pipeline()(prompt, num_inference_steps=3, generator=seeded(1)).frames
+    assert_rounding(direct, newest(prompt, num_inference_steps=3, generator=seeded(1)).frames)
     assert newest.config.default_size == [8, 16, 16]
     assert newest.config.fps == 8
 
@@ -157,19 +157,19 @@ def test_a_text_encoder_comes_from_where_it_was_in_training(tmp_path, bert):
     assert not (tmp_path / "model" / "text_encoder").exists()
     again = PyramidPipeline.from_pretrained(tmp_path / "model")
     assert again.text_encoder is None
-    a, b = (p("a digit moves", steps=3, guidance_scale=2.0, generator=seeded(0)).frames for p in (pipe, again))
+    a, b = (p("a digit moves", num_inference_steps=3, guidance_scale=2.0, generator=seeded(0)).frames for p in (pipe, again))
     assert_rounding(a, b)
     assert again.text_encoder is not None
-    other = again("five moves up", steps=3, guidance_scale=2.0, generator=seeded(0)).frames
+    other = again("five moves up", num_inference_steps=3, guidance_scale=2.0, generator=seeded(0)).frames
     assert not np.allclose(a, other, atol=1e-4)
 
 
 def test_prompts_that_are_cut_are_told(bert, recwarn):
     pipe = pipeline(model=network(text_dim=16), text_source=str(bert), max_text_length=7)
-    pipe("a digit below five moves", steps=[1, 1, 1])
+    pipe("a digit below five moves", num_inference_steps=[1, 1, 1])
     assert not [w for w in recwarn if "the rest is cut" in str(w.message)]
     with pytest.warns(UserWarning, match=r"1 of 2 prompts have more than the 7 tokens .*\(condition\.max_length of"):
-        pipe([None, "five", "a digit from five up moves"], steps=[1, 1, 1], num_videos_per_prompt=2)
+        pipe([None, "five", "a digit from five up moves"], num_inference_steps=[1, 1, 1], num_videos_per_prompt=2)
 
 
 def test_a_text_encoder_can_be_saved_with_the_model(tmp_path, bert):
@@ -179,14 +179,14 @@ def test_a_text_encoder_can_be_saved_with_the_model(tmp_path, bert):
     again = PyramidPipeline.from_pretrained(tmp_path / "model")
     assert again.config.text_source is None
     assert type(again.text_encoder) is type(encoder)
-    a, b = (p("a digit moves", steps=3, generator=seeded(0)).frames for p in (pipe, again))
+    a, b = (p("a digit moves", num_inference_steps=3, generator=seeded(0)).frames for p in (pipe, again))
     assert_rounding(a, b)
 
 
 def test_the_packaged_text_encoder_works():
     pipe = pipeline(model=network(text_dim=384), text_source="minilm", max_text_length=8)
     left, right, none = (
-        pipe(p, steps=3, generator=seeded(0)).frames for p in ("it moves left", "it moves right", None)
+        pipe(p, num_inference_steps=3, generator=seeded(0)).frames for p in ("it moves left", "it moves right", None)
     )
     assert not np.allclose(left, right, atol=1e-5)
     assert not np.allclose(left, none, atol=1e-5)
@@ -203,7 +203,7 @@ def test_a_pyramid_is_needed():
 def test_outputs_have_their_shapes_and_ranges():
     pipe = labelled()
     made = {
-        kind: pipe(LABELS[:2], steps=3, generator=seeded(2), output_type=kind).frames
+        kind: pipe(LABELS[:2], num_inference_steps=3, generator=seeded(2), output_type=kind).frames
         for kind in ("np", "pt", "pil", "latent")
     }
     assert made["np"].shape == (2, 8, 16, 16, 3)
@@ -224,7 +224,7 @@ def test_an_unknown_output_type_is_refused_before_any_work():
     pipe = labelled()
     sizes = counted(pipe)
     with pytest.raises(ValueError, match="gif"):
-        pipe(LABELS[0], steps=3, output_type="gif")
+        pipe(LABELS[0], num_inference_steps=3, output_type="gif")
     assert sizes == []
 
 
@@ -234,7 +234,7 @@ def test_each_prompt_gets_so_many_videos():
     pipe.transformer.register_forward_pre_hook(
         lambda m, args, kwargs: labels.append(kwargs["class_labels"].tolist()), with_kwargs=True
     )
-    frames = pipe([LABELS[2], LABELS[0]], num_videos_per_prompt=2, steps=3, generator=seeded(0)).frames
+    frames = pipe([LABELS[2], LABELS[0]], num_videos_per_prompt=2, num_inference_steps=3, generator=seeded(0)).frames
     assert frames.shape[0] == 4
     assert labels == [[2, 2, 0, 0]] * 3
     assert not np.allclose(frames[0], frames[1])
@@ -243,34 +243,31 @@ def test_each_prompt_gets_so_many_videos():
 def test_a_generator_a_video_makes_each_independent_of_its_batch():
     pipe = labelled()
     prompts = [LABELS[0], LABELS[2], LABELS[1]]
-    together = pipe(prompts, steps=4, guidance_scale=3.0, generator=seeded(7, 8, 9)).frames
+    together = pipe(prompts, num_inference_steps=4, guidance_scale=3.0, generator=seeded(7, 8, 9)).frames
     for i, seed in enumerate((7, 8, 9)):
-        alone = pipe(prompts[i], steps=4, guidance_scale=3.0, generator=seeded(seed)).frames
+        alone = pipe(prompts[i], num_inference_steps=4, guidance_scale=3.0, generator=seeded(seed)).frames
         np.testing.assert_allclose(alone[0], together[i], atol=1e-4)
     with pytest.raises(ValueError, match="2 generators for a batch of 3"):
-        pipe(prompts, steps=4, generator=seeded(7, 8))
+        pipe(prompts, num_inference_steps=4, generator=seeded(7, 8))
 
 
 def test_sizes_other_than_the_trained_one():
     pipe = labelled()
-    assert pipe(None, steps=3, num_frames=12, height=24, width=8).frames.shape == (1, 12, 24, 8, 3)
+    assert pipe(None, num_inference_steps=3, num_frames=12, height=24, width=8).frames.shape == (1, 12, 24, 8, 3)
 
 
 def test_given_noise_is_where_it_starts():
     pipe = labelled()
     noise = torch.randn(1, 3, 2, 16, 16, generator=seeded(3))
-    a, b = (pipe(LABELS[0], steps=3, latents=noise, generator=seeded(4)).frames for _ in range(2))
+    a, b = (pipe(LABELS[0], num_inference_steps=3, latents=noise, generator=seeded(4)).frames for _ in range(2))
     assert np.array_equal(a, b)
     with pytest.raises(ValueError, match=r"coarsest stage's shape \(1, 3, 2, 16, 16\)"):
-        pipe(LABELS[0], steps=3, latents=torch.randn(1, 3, 8, 16, 16))
+        pipe(LABELS[0], num_inference_steps=3, latents=torch.randn(1, 3, 8, 16, 16))
 
 
 def test_it_is_the_stage_loop_around_the_network():
     pipe = pipeline()
-    told = []
-    frames = pipe(
-        steps=[3, 2, 1], generator=seeded(5), output_type="latent", callback=told.append, solver="heun"
-    ).frames
+    frames = pipe(num_inference_steps=[3, 2, 1], generator=seeded(5), output_type="latent", solver="heun").frames
     wanted = sample_pyramid(
         lambda x, t, k: pipe.transformer(x, t, strides=pipe.pyramid.factors[k], return_dict=False)[0],
         pipe.pyramid,
@@ -280,8 +277,50 @@ def test_it_is_the_stage_loop_around_the_network():
         solver="heun",
     )
     assert torch.equal(frames, wanted)
-    assert [p.stage for p in told] == [2, 2, 2, 1, 1, 0]
-    assert [p.step for p in told] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_callback_sees_every_step_at_its_stage_s_size():
+    pipe, seen = pipeline(), []
+
+    def keep(given, step, t, tensors):
+        assert given is pipe
+        seen.append((step, t, {name: tuple(tensor.shape) for name, tensor in tensors.items()}))
+
+    asked = {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ["latents", "denoised"]}
+    pipe(num_inference_steps=[2, 1, 1], generator=seeded(5), **asked)
+    sizes = [(1, 3, 2, 16, 16), (1, 3, 2, 16, 16), (1, 3, 4, 16, 16), (1, 3, 8, 16, 16)]
+    assert [(step, tensors) for step, _, tensors in seen] == [
+        (i, {"latents": size, "denoised": size}) for i, size in enumerate(sizes)
+    ]
+    times = [t for _, t, _ in seen]
+    assert times[1:] == [pytest.approx(stage.end) for stage in pipe.pyramid.stages[::-1]] and times[0] > times[1]
+
+
+def test_latents_that_a_callback_returns_take_the_place_of_the_sampled_ones():
+    pipe = pipeline()
+    asked = {"num_inference_steps": [1, 1, 1], "output_type": "latent", "callback_on_step_end": None}
+    wanted, same, told, other = (
+        pipe(**asked | {"callback_on_step_end": hear}, generator=seeded(5)).frames
+        for hear in (
+            None,
+            lambda pipe, step, t, tensors: None,
+            lambda pipe, step, t, tensors: {"latents": tensors["latents"].double()},
+            lambda pipe, step, t, tensors: {"latents": tensors["latents"] * (step != 2)},
+        )
+    )
+    assert torch.equal(same, wanted) and torch.equal(told, wanted) and told.dtype == wanted.dtype
+    assert not other.any()  # after the last step nothing follows
+    with pytest.raises(ValueError, match="a callback is given latents and denoised, not prompt_embeds"):
+        pipe(num_inference_steps=3, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+def test_it_shows_its_steps_as_every_pipeline_of_diffusers_does(capsys):
+    pipe = pipeline()
+    pipe(num_inference_steps=[2, 1, 1])
+    assert "4/4" in capsys.readouterr().err
+    pipe.set_progress_bar_config(disable=True)
+    pipe(num_inference_steps=[2, 1, 1])
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["global", "per_stage"])
@@ -298,7 +337,7 @@ def test_a_model_trained_on_the_flow_of_its_stages_is_sampled_by_it(tiny, tmp_pa
     pipe.save_pretrained(tmp_path / "model")
     noise = torch.randn(1, 3, 8, 16, 16, generator=seeded(1))
     for one in (pipe, PyramidPipeline.from_pretrained(tmp_path / "model")):
-        latents = one(None, steps=4, latents=noise, output_type="latent").frames
+        latents = one(None, num_inference_steps=4, latents=noise, output_type="latent").frames
         wanted = noise - (0.25 if target == "global" else 0.5)
         torch.testing.assert_close(latents, wanted, rtol=0, atol=1e-5)
 
@@ -322,7 +361,7 @@ def test_a_model_is_told_the_same_times_in_training_and_in_sampling(tiny, tmp_pa
     trained.clear()
     pipe = PyramidPipeline.from_pretrained(tmp_path / "run")
     sampled = times_told(pipe.transformer)
-    pipe(None, steps=[2, 2, 2])
+    pipe(None, num_inference_steps=[2, 2, 2])
     clean, given = torch.zeros(1, 3, 8, 16, 16), Told([None], None, torch.zeros(1, 3, 8, 16, 16), [seeded(0)])
     denoise, convention = trainer.trainee.denoiser(trainer.network, given), trainer.trainee.convention
     for k in (2, 1, 0):
@@ -343,15 +382,15 @@ def test_a_model_is_told_the_same_times_in_training_and_in_sampling(tiny, tmp_pa
 def test_no_guidance_does_not_double_the_batch():
     pipe = labelled()
     sizes = counted(pipe)
-    pipe(LABELS[:2], steps=[2, 1, 1])
+    pipe(LABELS[:2], num_inference_steps=[2, 1, 1])
     assert sizes == [2, 2, 2, 2]
 
 
 def test_guidance_doubles_the_batch_unless_there_is_no_prompt():
     pipe = labelled()
     sizes = counted(pipe)
-    pipe(LABELS[:2], steps=3, guidance_scale=2.0)
-    pipe([None, None], steps=3, guidance_scale=2.0)
+    pipe(LABELS[:2], num_inference_steps=3, guidance_scale=2.0)
+    pipe([None, None], num_inference_steps=3, guidance_scale=2.0)
     assert sizes == [4, 4, 4, 2, 2, 2]
 
 
@@ -359,10 +398,10 @@ def test_guidance_is_linear_in_its_scale():
     """One stage, one step: the video is linear in the prediction, and that in the scale."""
     pipe = labelled(factors=[(1, 1, 1)])
     made = [
-        pipe(LABELS[1], steps=1, guidance_scale=scale, generator=seeded(0), output_type="latent").frames
+        pipe(LABELS[1], num_inference_steps=1, guidance_scale=scale, generator=seeded(0), output_type="latent").frames
         for scale in (0.0, 1.0, 3.0)
     ]
-    null = pipe(None, steps=1, generator=seeded(0), output_type="latent").frames
+    null = pipe(None, num_inference_steps=1, generator=seeded(0), output_type="latent").frames
     torch.testing.assert_close(made[0], null, rtol=0, atol=1e-5)
     torch.testing.assert_close(made[2], made[0] + 3 * (made[1] - made[0]), rtol=0, atol=1e-5)
     assert not torch.allclose(made[0], made[1], atol=1e-3)
@@ -372,7 +411,7 @@ def test_a_negative_prompt_takes_the_place_of_none():
     pipe = labelled(factors=[(1, 1, 1)])
 
     def make(prompt, **options):
-        return pipe(prompt, steps=1, generator=seeded(0), output_type="latent", **options).frames
+        return pipe(prompt, num_inference_steps=1, generator=seeded(0), output_type="latent", **options).frames
 
     for prompt in (LABELS[0], None):
         away = make(prompt, negative_prompt=LABELS[2], guidance_scale=2.0)
@@ -388,7 +427,7 @@ def test_an_unknown_label_names_the_nearest():
     sizes = counted(pipe)
     for options in ({"prompt": "a dog sleep"}, {"prompt": LABELS[0], "negative_prompt": "a dog sleep"}):
         with pytest.raises(ValueError) as caught:
-            pipe(**options, steps=3)
+            pipe(**options, num_inference_steps=3)
         assert "'a dog sleep' is not one of them" in str(caught.value)
         assert "nearest: 'a dog sleeps'" in str(caught.value)
     assert sizes == []
@@ -396,7 +435,7 @@ def test_an_unknown_label_names_the_nearest():
 
 def test_a_model_without_conditions_takes_no_prompt():
     with pytest.raises(ValueError, match="takes no prompt"):
-        pipeline()("a cat", steps=3)
+        pipeline()("a cat", num_inference_steps=3)
 
 
 @pytest.mark.parametrize(
@@ -415,7 +454,7 @@ def test_an_illegal_size_names_the_nearest_before_any_call(size, axis, nearest):
     pipe = labelled()
     sizes = counted(pipe)
     with pytest.raises(ValueError) as caught:
-        pipe(LABELS[0], steps=3, **size)
+        pipe(LABELS[0], num_inference_steps=3, **size)
     assert axis in str(caught.value)
     assert f"nearest: {nearest}" in str(caught.value)
     assert sizes == []
@@ -467,11 +506,11 @@ def test_what_a_call_moved_goes_back_at_its_end():
     """Model offload's hooks, which diffusers puts on anew when a call is over; here from the CPU to itself."""
     vae = VideoAutoencoder(latent_channels=3, hidden_size=8, encoder_layers=1, decoder_layers=1, time_patch=1)
     pipe = labelled(vae=vae.eval(), latent_ratio=[1, 8, 8], default_size=[8, 128, 128])
-    wanted = pipe(LABELS[0], steps=3, generator=seeded(0)).frames
+    wanted = pipe(LABELS[0], num_inference_steps=3, generator=seeded(0)).frames
     pipe.enable_model_cpu_offload(device="cpu")
     before = list(pipe._all_hooks)
     assert [hook.model for hook in before] == [pipe.transformer, pipe.vae]
-    assert_rounding(pipe(LABELS[0], steps=3, generator=seeded(0)).frames, wanted)
+    assert_rounding(pipe(LABELS[0], num_inference_steps=3, generator=seeded(0)).frames, wanted)
     assert [hook.model for hook in pipe._all_hooks] == [pipe.transformer, pipe.vae]
     assert not any(hook in before for hook in pipe._all_hooks)
 
@@ -484,7 +523,7 @@ def test_a_text_encoder_is_loaded_to_where_an_offloaded_network_works(bert):
         if offloaded:
             cpu_offload(pipe.transformer, torch.device("cpu"))
             assert pipe.device.type == "meta"
-        made.append(pipe("a digit moves", steps=3, guidance_scale=2.0, generator=seeded(0)).frames)
+        made.append(pipe("a digit moves", num_inference_steps=3, guidance_scale=2.0, generator=seeded(0)).frames)
     assert_rounding(*made)
 
 
@@ -498,11 +537,11 @@ def test_a_text_encoder_that_comes_late_is_offloaded_with_the_others(bert):
 
 def test_it_runs_in_bf16(tmp_path):
     pipe = labelled()
-    wanted = pipe(LABELS[0], steps=3, generator=seeded(0)).frames
+    wanted = pipe(LABELS[0], num_inference_steps=3, generator=seeded(0)).frames
     pipe.save_pretrained(tmp_path / "model")
     half = PyramidPipeline.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     assert half.transformer.dtype == torch.bfloat16
-    made = half(LABELS[0], steps=3, generator=seeded(0)).frames
+    made = half(LABELS[0], num_inference_steps=3, generator=seeded(0)).frames
     assert made.dtype == np.float32
     np.testing.assert_allclose(made, wanted, atol=0.1)
 
@@ -511,9 +550,9 @@ def test_a_later_stage_can_be_the_first_of_a_pipeline():
     pipe = pipeline()
     told, latents = times_told(pipe.transformer), torch.randn(1, 3, 4, 16, 16, generator=seeded(0))
     options = {"latents": latents, "first_stage": 1, "output_type": "latent"}
-    made = pipe(steps=(2, 3), generator=seeded(1), **options).frames
+    made = pipe(num_inference_steps=(2, 3), generator=seeded(1), **options).frames
     assert [stage for stage, _ in told] == [1, 1, 0, 0, 0] and made.shape == (1, 3, 8, 16, 16)
     with pytest.raises(ValueError, match="1 steps cannot fill 2 stages"):
-        pipe(steps=1, **options)
+        pipe(num_inference_steps=1, **options)
     with pytest.raises(ValueError, match="no stage 3: stages are 0, the finest, to 2"):
-        pipe(steps=6, latents=latents, first_stage=3)
+        pipe(num_inference_steps=6, latents=latents, first_stage=3)

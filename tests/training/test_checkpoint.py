@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_what_was_there(run, monkeypatch, point):
     assert os.strerror(errno.ENOSPC) in message
     assert contents(run.out) == before
     assert os.listdir(run.out / "checkpoints") == ["step-00000001"]
-    assert PyramidPipeline.from_pretrained(run.out)(None, steps=3).frames.shape == (1, 8, 16, 16, 3)
+    assert PyramidPipeline.from_pretrained(run.out)(None, num_inference_steps=3).frames.shape == (1, 8, 16, 16, 3)
     run.save()
     assert [p.name for p in ckpt.checkpoints(run.out)] == ["step-00000001", "step-00000002"]
 

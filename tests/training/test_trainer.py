@@ -452,9 +452,9 @@ def test_an_image_autoencoder_works_frame_by_frame(tiny, tmp_path, image_vae):
     pipeline = PyramidPipeline.from_pretrained(tmp_path / "run")
     assert (folder / "vae" / "config.json").is_file()
     assert pipeline.config.latent_ratio == [1, 4, 4]
-    video = pipeline(trainer.dataset.captions[:1], steps=3, generator=torch.Generator().manual_seed(0)).frames
+    video = pipeline(trainer.dataset.captions[:1], num_inference_steps=3, generator=torch.Generator().manual_seed(0)).frames
     assert video.shape == (1, 8, 16, 16, 3)
-    larger = pipeline(None, steps=3, num_frames=4, height=32, width=24, output_type="pt").frames
+    larger = pipeline(None, num_inference_steps=3, num_frames=4, height=32, width=24, output_type="pt").frames
     assert larger.shape == (1, 4, 3, 32, 24)
 
 
@@ -480,7 +480,7 @@ def test_a_causal_video_autoencoder_makes_one_more_than_a_quarter(tiny, tmp_path
     assert [tuple(call["x"].shape[1:]) for call in calls] == [(4, n, 4, 4) for n in wanted]
     pipeline = trainer.pipeline()
     assert pipeline.config.latent_ratio == [4, 8, 8]
-    assert pipeline(None, steps=3).frames.shape == (1, frames, 32, 32, 3)
+    assert pipeline(None, num_inference_steps=3).frames.shape == (1, frames, 32, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ def test_what_trains_with_plain_stages_over_causal_latents_can_be_sampled(tiny, 
     )
     trainer = trained(config, tmp_path / "run")
     assert trainer.latents.shape == (4, 4, 4, 4)
-    assert trainer.pipeline()(None, steps=3).frames.shape == (1, 13, 32, 32, 3)
+    assert trainer.pipeline()(None, num_inference_steps=3).frames.shape == (1, 13, 32, 32, 3)
 
 
 def test_latents_are_scaled_in_training_and_back_in_sampling(tiny, tmp_path):
@@ -546,7 +546,7 @@ def test_latents_are_scaled_in_training_and_back_in_sampling(tiny, tmp_path):
 
     loaded = PyramidPipeline.from_pretrained(tmp_path / "model")
     latents, pixels = (
-        loaded(None, steps=2, generator=torch.Generator().manual_seed(0), output_type=kind).frames
+        loaded(None, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type=kind).frames
         for kind in ("latent", "pt")
     )
     torch.testing.assert_close(pixels, (2 * latents).clamp(-1, 1).transpose(1, 2) / 2 + 0.5, rtol=0, atol=1e-6)

@@ -80,7 +80,7 @@ def sample(
         started = time.perf_counter()
         videos = pipeline(
             chunk,
-            steps=counts,
+            num_inference_steps=counts,
             num_frames=frames,
             height=height,
             width=width,

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from tpdiff.evaluation.samples import frames_to_uint8, sampler
 from tpdiff.files import write_whole
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.recipes import recipe_path
-from tpdiff.sampling.loop import Progress
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.shipped import card, shipped_autoencoder, shipped_models
 from tpdiff.training.config import Config
@@ -190,6 +190,7 @@ def _shipped_clips(captions: list[str], out: Path) -> list[ShippedClips]:
         pipeline, made = PyramidPipeline.from_pretrained(folder), card(folder)
         if not set(captions) <= set(pipeline.config.labels or ()):
             continue  # another scene was recorded than they know
+        pipeline.set_progress_bar_config(disable=True)
         paths = _sample_to(pipeline, captions, out / SAMPLES / name)
         found.append(
             ShippedClips(
@@ -202,18 +203,16 @@ def _shipped_clips(captions: list[str], out: Path) -> list[ShippedClips]:
     return found
 
 
-def _sample_to(
-    pipeline: PyramidPipeline, captions: list[str], folder: Path, callback: Callable[[Progress], None] | None = None
-) -> list[Path]:
+def _sample_to(pipeline: PyramidPipeline, captions: list[str], folder: Path, **options: Any) -> list[Path]:
     """One clip a caption, seeds 0, 1, ..., as numbered mp4s."""
     folder.mkdir(parents=True, exist_ok=True)
     videos = pipeline(
         captions,
-        steps=STEPS,
+        num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
         generator=[torch.Generator().manual_seed(i) for i in range(len(captions))],
         output_type="pt",
-        callback=callback,
+        **options,
     ).frames
     paths = [folder / f"{i}.mp4" for i in range(len(captions))]
     for path, frames in zip(paths, videos, strict=True):
@@ -225,9 +224,17 @@ def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> 
     """Sampled clips of one arm, and what the first of them looked like when each stage ended."""
     pipeline = sampler(trainer)
     folder = out / SAMPLES / name
-    ends: list[Progress] = []
-    paths = _sample_to(pipeline, captions, folder, lambda p: ends.append(p) if p.ends_stage else None)
-    views = [_stage_view(pipeline, end, folder, out) for end in ends] if len(ends) > 1 else []
+    counts = split_steps(STEPS, len(pipeline.pyramid))
+    lasts = {last - 1: len(counts) - 1 - n for n, last in enumerate(accumulate(counts))}  # step -> stage that it ends
+    ends: dict[int, Tensor] = {}
+
+    def keep(_: Any, step: int, __: float, tensors: dict[str, Tensor]) -> None:
+        if step in lasts:
+            ends[lasts[step]] = tensors["denoised"][:1]
+
+    told = {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ["denoised"]}
+    paths = _sample_to(pipeline, captions, folder, **told)
+    views = [_stage_view(pipeline, *end, folder, out) for end in ends.items()] if len(ends) > 1 else []
     every = max(1, len(trainer.losses) // POINTS)
     return ArmResult(
         name=name,
@@ -244,13 +251,13 @@ def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> 
     )
 
 
-def _stage_view(pipeline: PyramidPipeline, end: Progress, folder: Path, out: Path) -> StageView:
-    stage = pipeline.pyramid.stages[end.stage]
-    frames = _to_uint8(pipeline.decode(end.denoised[:1])[0].transpose(0, 1) / 2 + 0.5)
-    path = folder / f"stage-{end.stage}.mp4"
+def _stage_view(pipeline: PyramidPipeline, k: int, denoised: Tensor, folder: Path, out: Path) -> StageView:
+    stage = pipeline.pyramid.stages[k]
+    frames = _to_uint8(pipeline.decode(denoised)[0].transpose(0, 1) / 2 + 0.5)
+    path = folder / f"stage-{k}.mp4"
     write_video(path, frames, pipeline.config.fps / stage.factors[0])
     return StageView(
-        stage=end.stage,
+        stage=k,
         factors=stage.factors,
         frames=frames.shape[0],
         height=frames.shape[1],

@@ -42,6 +42,7 @@ def sampler(trainer: Trainer) -> Any:
 def reopened(folder: Path, config: Config) -> Any:
     """A trained pipeline from its folder, in the precision it was trained in, on the device that is trained on."""
     pipeline: Any = PyramidPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
     return pipeline.lowered(precision(config)).to(PartialState().device)
 
 
@@ -73,7 +74,7 @@ def sample_batch(
     told: dict[str, Any] = {"guidance_scale": sampling.guidance_scale, "solver": sampling.solver}
     videos = pipeline(
         captions,
-        steps=sampling.steps,
+        num_inference_steps=sampling.steps,
         num_frames=frames,
         height=height,
         width=width,

@@ -14,7 +14,7 @@ from tpdiff.data import write_video
 from tpdiff.evaluation.vbench_set import Video, VideoSet, write_set
 
 ASIDE = "unfinished.mp4"  # beside the folders that VBench reads, which hold videos of the set alone
-CALL = ("steps", "guidance_scale", "negative_prompt", "solver", "num_frames", "height", "width")
+CALL = ("guidance_scale", "negative_prompt", "solver", "num_frames", "height", "width")
 
 
 def make_videos(
@@ -58,7 +58,8 @@ def _sample(pipeline: Any, batch: Sequence[Video], sampling: dict[str, Any]) -> 
     """(B, T, H, W, 3) in [0, 1], a video by its own seed."""
     generators = [torch.Generator().manual_seed(video.seed) for video in batch]
     told = {name: sampling[name] for name in CALL if sampling.get(name) is not None}
-    return pipeline([video.prompt for video in batch], generator=generators, **told).frames
+    prompts, steps = [video.prompt for video in batch], sampling["steps"]
+    return pipeline(prompts, num_inference_steps=steps, generator=generators, **told).frames
 
 
 def _places(folder: Path, video: Video) -> list[Path]:

@@ -56,7 +56,7 @@ def sample_pyramid(
     prediction_type: str = "flow_prediction",
     solver: str = "euler",
     spacing: str = "time",
-    callback: Callable[[Progress], None] | None = None,
+    callback: Callable[[Progress], Tensor | None] | None = None,
 ) -> Tensor:
     """Sample clean latents from noise through all stages of a pyramid.
 
@@ -79,7 +79,7 @@ def sample_pyramid(
         prediction_type: "epsilon", "sample", "v_prediction" or "flow_prediction", as in diffusers.
         solver: "euler", "ddim" (η = 0) or "heun".
         spacing: levels inside a stage uniform in "time" or in "angle" (atan κ).
-        callback: called with a `Progress` after every step.
+        callback: called with a `Progress` after every step; a tensor that it returns takes the place of `latents`.
 
     Returns:
         Clean latents, (B, C, T, H, W) at full size.
@@ -119,7 +119,8 @@ def sample_pyramid(
             x = step.latents.to(dtype)
             done += 1
             if callback is not None:
-                callback(Progress(done, total, k, target is grid[-1], target.t, x, step.denoised))
+                given = callback(Progress(done, total, k, target is grid[-1], target.t, x, step.denoised))
+                x = x if given is None else given.to(x)
     return x
 
 

@@ -36,6 +36,5 @@ def open_pipeline(
         (pipeline.pipe if tuned else pipeline).enable_model_cpu_offload(device=device)
     else:
         pipeline.to(device)
-    if not tuned:
-        pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(disable=True)
     return pipeline, kind

@@ -27,6 +27,7 @@ from tpdiff.sampling.loop import Progress, check_sampling, sample_pyramid
 from tpdiff.sampling.tuned import TOLD, load_tuned
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+TENSOR_INPUTS = ("latents", "denoised")  # of a callback
 
 
 @dataclass
@@ -163,7 +164,7 @@ class PyramidPipeline(DiffusionPipeline):
         self,
         prompt: str | Sequence[str | None] | None = None,
         *,
-        steps: int | Sequence[int] = 30,
+        num_inference_steps: int | Sequence[int] = 30,
         guidance_scale: float = 1.0,
         negative_prompt: str | None = None,
         num_videos_per_prompt: int = 1,
@@ -175,39 +176,45 @@ class PyramidPipeline(DiffusionPipeline):
         first_stage: int | None = None,
         solver: str = "euler",
         output_type: str = "np",
-        callback: Callable[[Progress], None] | None = None,
+        callback_on_step_end: Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> PyramidPipelineOutput:
         """Make videos.
 
         Args:
             prompt: one, or a list; None stands for no prompt.
-            steps: a total, or one count a stage, coarsest first.
+            num_inference_steps: a total, or one count a stage, coarsest first.
             guidance_scale: classifier-free guidance; 1 is none (and costs nothing).
             negative_prompt: what guidance leads away from; None: no prompt.
             num_videos_per_prompt: videos of each prompt.
             num_frames: pixels' frames, None: as trained. Likewise height and width.
             generator: one, or one a video.
             latents: noise at the coarsest stage's size; with `first_stage`, what that stage starts from.
-            first_stage: k, to begin there (`sample_pyramid`); `steps` are then of the stages that are run.
+            first_stage: k, to begin there (`sample_pyramid`); the steps are then of the stages that are run.
             solver: "euler", "ddim" or "heun".
             output_type: "np" (B, T, H, W, 3) in [0, 1], "pt" (B, T, 3, H, W) in [0, 1], "pil", or "latent".
-            callback: called with a `Progress` after every step.
+            callback_on_step_end: called after every step with this pipeline, the step from 0, the time reached in [0, 1]
+                and a dict of tensors; "latents" in the dict that it returns take the place of the sampled ones.
+            callback_on_step_end_tensor_inputs: what that dict holds: "latents" (B, C, T, H, W) at the stage's size, before
+                any jump, and "denoised", the step's clean estimate of them.
 
         Raises:
-            ValueError: before any work, for a size, step count, prompt or start that cannot be served.
+            ValueError: before any work, for a size, step count, prompt, start or tensor input that cannot be served.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"unknown output_type {output_type!r}; known: {', '.join(OUTPUT_TYPES)}")
         prompts: list[str | None] = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         if not prompts or num_videos_per_prompt < 1:
             raise ValueError("at least one prompt and one video per prompt are needed")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(TENSOR_INPUTS):
+            raise ValueError(f"a callback is given {' and '.join(TENSOR_INPUTS)}, not {', '.join(sorted(unknown))}")
         wanted = (num_frames, height, width)
         size = tuple(d if w is None else w for w, d in zip(wanted, self.config.default_size, strict=True))
         prompts = [p for p in prompts for _ in range(num_videos_per_prompt)]
         shape = (len(prompts), *self.latent_shape(size))
         asked: dict[str, Any] = {"latents": latents, "first_stage": first_stage, "generator": generator}
         asked |= {"prediction_type": self.config.prediction_type, "solver": solver}
-        check_sampling(self.pyramid, shape, steps, **asked)
+        grids = check_sampling(self.pyramid, shape, num_inference_steps, **asked)
         self.conditioner.check([*prompts, negative_prompt])
         if isinstance(self.conditioner, TextCondition):
             self.conditioner.warn_of_cut([*prompts, negative_prompt])
@@ -225,7 +232,17 @@ class PyramidPipeline(DiffusionPipeline):
             per_stage=self.config.per_stage_target,
             policy=self.config.timestep_policy,
         )
-        video = sample_pyramid(denoiser, self.pyramid, shape, steps, **asked, device=device, callback=callback)
+        steps = [len(grid) - 1 for grid in grids.values()]
+        with self.progress_bar(total=sum(steps)) as bar:
+
+            def hear(progress: Progress) -> Tensor | None:
+                bar.update()
+                if callback_on_step_end is None:
+                    return None
+                tensors = {name: getattr(progress, name) for name in callback_on_step_end_tensor_inputs}
+                return (callback_on_step_end(self, progress.step - 1, progress.t, tensors) or {}).get("latents")
+
+            video = sample_pyramid(denoiser, self.pyramid, shape, steps, **asked, device=device, callback=hear)
         frames: Any = video
         if output_type != "latent":
             frames = self.video_processor.postprocess_video(self.decode(video), output_type=output_type)

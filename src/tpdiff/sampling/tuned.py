@@ -59,7 +59,6 @@ class TunedPipeline:
         self.pyramid = Pyramid.from_config(told.pyramid)
         self.pipe.register_modules(**{told.component: network})
         apply_pyramid(self.pipe, told)
-        self.pipe.set_progress_bar_config(disable=True)
 
     @property
     def network(self) -> Any:
@@ -84,6 +83,10 @@ class TunedPipeline:
         self.pipe.to(device)
         return self
 
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """That of the stock pipeline."""
+        self.pipe.set_progress_bar_config(**options)
+
     def lowered(self, dtype: torch.dtype) -> TunedPipeline:
         """The same, computing in a lower precision where that is safe."""
         lower = None if dtype == torch.float32 else dtype
@@ -102,7 +105,7 @@ class TunedPipeline:
         self,
         prompt: str | Sequence[str | None] | None = None,
         *,
-        steps: int | Sequence[int] = 30,
+        num_inference_steps: int | Sequence[int] = 30,
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         num_frames: int | None = None,
@@ -120,7 +123,7 @@ class TunedPipeline:
         alone = prompt is None or isinstance(prompt, str)
         prompts: list[Any] = [prompt] if alone or not isinstance(prompt, Sequence) else list(prompt)
         self.conditioner.check([*prompts, negative_prompt])
-        counts = split_steps(steps, len(self.pyramid))
+        counts = split_steps(num_inference_steps, len(self.pyramid))
         size = zip(AXIS_NAMES, (num_frames, height, width), self.config.default_size, strict=True)
         told: dict[str, Any] = {name: usual if given is None else given for name, given, usual in size}
         told |= options

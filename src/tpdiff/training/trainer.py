@@ -199,8 +199,10 @@ class Trainer:
     # Results
 
     def pipeline(self) -> Any:
-        """A pipeline over the averaged weights, as they are now."""
-        return self.trainee.pipeline(self.ema.network)
+        """A pipeline over the averaged weights, as they are now, without a bar of its own."""
+        pipeline = self.trainee.pipeline(self.ema.network)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     def save(self) -> Path:
         """Write a checkpoint of this moment; returns its folder. Collective: every process calls it.

@@ -189,7 +189,11 @@ class Validation:
             chunk = captions[first : first + count]
             generators = sample_generators(wanted.seed, range(first, first + len(chunk)), f"validation {purpose}")
             frames: Any = pipeline(
-                chunk, steps=wanted.sample_steps, generator=generators, output_type="pt", **guidance
+                chunk,
+                num_inference_steps=wanted.sample_steps,
+                generator=generators,
+                output_type="pt",
+                **guidance,
             ).frames
             yield (frames.float() * 255).round().to(torch.uint8).transpose(1, 2).contiguous().cpu()
 
