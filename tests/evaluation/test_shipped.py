@@ -71,7 +71,9 @@ def test_the_autoencoder_keeps_every_frame_and_is_no_model():
 def test_each_samples(name):
     pipeline = PyramidPipeline.from_pretrained(shipped_models()[name])
     assert len(pipeline.pyramid) == (1 if name.endswith("vanilla") else 3)
-    video = pipeline([pipeline.config.labels[0]], num_inference_steps=3, generator=torch.Generator().manual_seed(0)).frames
+    video = pipeline(
+        [pipeline.config.labels[0]], num_inference_steps=3, generator=torch.Generator().manual_seed(0)
+    ).frames
     frames, height, width = pipeline.config.default_size
     assert video.shape == (1, frames, height, width, 3)
 

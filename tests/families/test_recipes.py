@@ -90,7 +90,9 @@ def test_it_trains(name, digits, saved, tmp_path):
     trainer.save()
     loaded = PyramidPipeline.from_pretrained(tmp_path / "run")
     assert [stage.index for stage in loaded.pyramid.stages] == list(range(len(trainer.config.pyramid.factors)))
-    frames_made = loaded("a small red cat", num_inference_steps=len(loaded.pyramid), guidance_scale=1.0, output_type="pt").frames
+    frames_made = loaded(
+        "a small red cat", num_inference_steps=len(loaded.pyramid), guidance_scale=1.0, output_type="pt"
+    ).frames
     assert frames_made.shape == (1, frames, 3, height, width)
 
 

@@ -127,7 +127,7 @@ def test_a_target_per_stage_is_undone_by_the_sampler(run, tmp_path):
     per_stage = PyramidPipeline.from_pretrained(run(WAN, "train.target=per_stage", steps=1))
     assert per_stage.pipe.scheduler.config.per_stage_target
     plain = TunedPipeline(per_stage.pipe, per_stage.network, replace(per_stage.config, per_stage_target=False))
-    options = {"steps": [2, 2, 1], "output_type": "latent", "guidance_scale": 1}
+    options = {"num_inference_steps": [2, 2, 1], "output_type": "latent", "guidance_scale": 1}
     remove_pyramid(plain.pipe)
     plain = TunedPipeline(plain.pipe, plain.network, plain.config)
     assert not plain.pipe.scheduler.config.per_stage_target

@@ -39,7 +39,11 @@ def of_the_network(scheduler):
 
 
 def latents(pipeline, **options):
-    given = {"steps": [2, 1], "generator": torch.Generator().manual_seed(0), "guidance_scale": 1.0} | options
+    given = {
+        "num_inference_steps": [2, 1],
+        "generator": torch.Generator().manual_seed(0),
+        "guidance_scale": 1.0,
+    } | options
     return pipeline("a small red cat", output_type="latent", **given).frames
 
 
@@ -157,7 +161,7 @@ def decodes_from_noise():
 def test_one_generator_a_video_is_enough_for_decoding_from_noise():
     case = find_case("ltx-picture")
     pipeline = tuned(decodes_from_noise(), replace(told(case), options={"max_sequence_length": 8}))
-    options = {"steps": [1, 1], "output_type": "pt", "image": picture()}
+    options = {"num_inference_steps": [1, 1], "output_type": "pt", "image": picture()}
 
     def seeded(seed=0):
         return torch.Generator().manual_seed(seed)

@@ -120,7 +120,13 @@ def test_every_stage_may_have_matrices_of_its_own(tuning, tmp_path):
     layer = loaded.network.blocks[0].attn1.to_q
     layer.register_forward_pre_hook(lambda m, args: used.append((loaded.pipe.scheduler.stage, *m.active_adapters)))
     made = [
-        pipeline("a", num_inference_steps=[1, 2, 1], generator=torch.Generator().manual_seed(0), output_type="pt", guidance_scale=1)
+        pipeline(
+            "a",
+            num_inference_steps=[1, 2, 1],
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+            guidance_scale=1,
+        )
         for pipeline in (loaded, trainer.pipeline())
     ]
     assert used == [(2, "stage_2"), (1, "stage_1"), (1, "stage_1"), (0, "stage_0")]
@@ -335,7 +341,11 @@ def test_a_run_finds_its_pipeline_from_anywhere(tuning, saved, tmp_path, monkeyp
     trainer = Trainer(tuning(find_case("wan"), path=place.name), tmp_path / "run")
     folder = trainer.save()
     monkeypatch.chdir(tmp_path)
-    assert PyramidPipeline.from_pretrained(folder)("a", num_inference_steps=[1, 1, 1], output_type="pt").frames.isfinite().all()
+    assert (
+        PyramidPipeline.from_pretrained(folder)("a", num_inference_steps=[1, 1, 1], output_type="pt")
+        .frames.isfinite()
+        .all()
+    )
     told = json.loads((folder / "tpdiff.json").read_text())
     (folder / "tpdiff.json").write_text(json.dumps(told | {"base": "gone"}))
     with pytest.raises(ValueError, match=r"step-00000000 was trained from a pipeline that cannot be opened: .*'gone'"):

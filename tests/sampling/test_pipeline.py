@@ -88,7 +88,8 @@ def test_what_is_saved_and_loaded_makes_the_same_videos(tmp_path, schedule, pred
     for name, tensor in pipe.transformer.state_dict().items():
         assert torch.equal(again.transformer.state_dict()[name], tensor)
     a, b, c = (
-        p(LABELS[:2], num_inference_steps=[2, 1, 3], guidance_scale=2.0, generator=seeded(4)).frames for p in (pipe, again, third)
+        p(LABELS[:2], num_inference_steps=[2, 1, 3], guidance_scale=2.0, generator=seeded(4)).frames
+        for p in (pipe, again, third)
     )
     assert np.array_equal(b, c)
     assert_rounding(a, b)
@@ -157,7 +158,9 @@ def test_a_text_encoder_comes_from_where_it_was_in_training(tmp_path, bert):
     assert not (tmp_path / "model" / "text_encoder").exists()
     again = PyramidPipeline.from_pretrained(tmp_path / "model")
     assert again.text_encoder is None
-    a, b = (p("a digit moves", num_inference_steps=3, guidance_scale=2.0, generator=seeded(0)).frames for p in (pipe, again))
+    a, b = (
+        p("a digit moves", num_inference_steps=3, guidance_scale=2.0, generator=seeded(0)).frames for p in (pipe, again)
+    )
     assert_rounding(a, b)
     assert again.text_encoder is not None
     other = again("five moves up", num_inference_steps=3, guidance_scale=2.0, generator=seeded(0)).frames
@@ -463,9 +466,9 @@ def test_an_illegal_size_names_the_nearest_before_any_call(size, axis, nearest):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 2}, "2 steps cannot fill 3 stages; nearest: 3"),
-        ({"steps": [10, 10]}, "2 step counts"),
-        ({"steps": [1, 0, 1]}, "at least one whole step"),
+        ({"num_inference_steps": 2}, "2 steps cannot fill 3 stages; nearest: 3"),
+        ({"num_inference_steps": [10, 10]}, "2 step counts"),
+        ({"num_inference_steps": [1, 0, 1]}, "at least one whole step"),
         ({"solver": "rk4"}, "unknown solver 'rk4'"),
         ({"num_videos_per_prompt": 0}, "at least one"),
         ({"prompt": []}, "at least one prompt"),
@@ -475,16 +478,16 @@ def test_other_bad_requests_are_refused_before_any_call(options, message):
     pipe = labelled()
     sizes = counted(pipe)
     with pytest.raises(ValueError, match=message):
-        pipe(**({"prompt": LABELS[0], "steps": 3} | options))
+        pipe(**({"prompt": LABELS[0], "num_inference_steps": 3} | options))
     assert sizes == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 2}, "2 steps cannot fill 3 stages"),
+        ({"num_inference_steps": 2}, "2 steps cannot fill 3 stages"),
         ({"first_stage": -1}, "no stage -1: stages are 0, the finest, to 2"),
-        ({"first_stage": -1, "steps": [1, 1]}, "no stage -1: stages are 0, the finest, to 2"),
+        ({"first_stage": -1, "num_inference_steps": [1, 1]}, "no stage -1: stages are 0, the finest, to 2"),
         ({"first_stage": 1}, "first_stage 1 begins with latents of that stage; give them"),
         (
             {"latents": torch.zeros(1, 3, 8, 16, 16)},
@@ -498,7 +501,7 @@ def test_other_bad_requests_are_refused_before_any_call(options, message):
 def test_bad_requests_are_refused_before_the_text_encoder_is_loaded(bert, options, message):
     pipe = pipeline(model=network(text_dim=16), text_source=str(bert), max_text_length=9)
     with pytest.raises(ValueError, match=message):
-        pipe(**({"prompt": "it moves", "steps": 3} | options))
+        pipe(**({"prompt": "it moves", "num_inference_steps": 3} | options))
     assert pipe.text_encoder is None
 
 

@@ -452,7 +452,9 @@ def test_an_image_autoencoder_works_frame_by_frame(tiny, tmp_path, image_vae):
     pipeline = PyramidPipeline.from_pretrained(tmp_path / "run")
     assert (folder / "vae" / "config.json").is_file()
     assert pipeline.config.latent_ratio == [1, 4, 4]
-    video = pipeline(trainer.dataset.captions[:1], num_inference_steps=3, generator=torch.Generator().manual_seed(0)).frames
+    video = pipeline(
+        trainer.dataset.captions[:1], num_inference_steps=3, generator=torch.Generator().manual_seed(0)
+    ).frames
     assert video.shape == (1, 8, 16, 16, 3)
     larger = pipeline(None, num_inference_steps=3, num_frames=4, height=32, width=24, output_type="pt").frames
     assert larger.shape == (1, 4, 3, 32, 24)

@@ -162,7 +162,12 @@ def time_sampling(
         wait()
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(0)
-        made = pipelines[name](prompts, steps=STEPS, guidance_scale=GUIDANCE, generator=generator, output_type="latent")
+        told: dict[str, Any] = {
+            "num_inference_steps": STEPS,
+            "guidance_scale": GUIDANCE,
+            "output_type": "latent",
+        }
+        made = pipelines[name](prompts, generator=generator, **told)
         wait()
         sampled[name].append(time.perf_counter() - started)
         return torch.as_tensor(made.frames)

@@ -193,10 +193,10 @@ class PyramidPipeline(DiffusionPipeline):
             first_stage: k, to begin there (`sample_pyramid`); the steps are then of the stages that are run.
             solver: "euler", "ddim" or "heun".
             output_type: "np" (B, T, H, W, 3) in [0, 1], "pt" (B, T, 3, H, W) in [0, 1], "pil", or "latent".
-            callback_on_step_end: called after every step with this pipeline, the step from 0, the time reached in [0, 1]
-                and a dict of tensors; "latents" in the dict that it returns take the place of the sampled ones.
-            callback_on_step_end_tensor_inputs: what that dict holds: "latents" (B, C, T, H, W) at the stage's size, before
-                any jump, and "denoised", the step's clean estimate of them.
+            callback_on_step_end: called after every step with this pipeline, the step from 0, the time reached in
+                [0, 1] and a dict of tensors; "latents" in the dict that it returns take the place of the sampled.
+            callback_on_step_end_tensor_inputs: what that dict holds: "latents" (B, C, T, H, W) at the stage's size,
+                before any jump, and "denoised", the step's clean estimate of them.
 
         Raises:
             ValueError: before any work, for a size, step count, prompt, start or tensor input that cannot be served.
