@@ -1,6 +1,6 @@
 """Does a pyramid train faster? A study by its file, resumable: whatever is finished is kept and never redone.
 
-    python benchmarks/training_comparison.py configs/study-gameplay-flow.yaml [--json]
+    python benchmarks/training_comparison.py configs/study-gameplay-tubelets.yaml [--json]
 
 Records the set, tries every learning rate with every arm, then trains all arms once a seed, in turns, for equal
 seconds, and writes the page docs/results/<study>/README.md. Ctrl-C ends it at the next step; the same command goes on.
