@@ -137,6 +137,16 @@ def test_a_model_is_sampled(real, run, cache, tmp_path):
     assert more["figures"]["flicker"]["real"] == values["figures"]["flicker"]["real"]
 
 
+def test_a_model_is_sampled_in_the_precision_that_is_asked_for(real, run):
+    geometry = model_geometry(run)
+    clips = Reference.fit(real, **geometry._asdict()).clips
+    told, lower = (open_model(run, geometry, steps=6, dtype=dtype) for dtype in (None, torch.bfloat16))
+    assert (told.source["dtype"], lower.source["dtype"]) == ("float32", "bfloat16")
+    assert {p.dtype for p in lower.pipeline.transformer.parameters()} == {torch.bfloat16}
+    a, b = (one.clips(clips, 4).load(0, 4).int() for one in (told, lower))
+    assert 0 < (a - b).abs().float().mean() < 3
+
+
 def test_a_model_says_its_clips_wherever_it_lies(run, tmp_path, monkeypatch):
     """Its run's configuration is read from where a run keeps it, and from nowhere else."""
     (checkpoint,) = (run / "checkpoints").glob("step-*")

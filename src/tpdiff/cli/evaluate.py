@@ -60,7 +60,7 @@ def evaluate(
     cache_dir: Annotated[Path | None, typer.Option(help="Where features are kept; ~/.cache/tpdiff.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Of a fine-tuned pipeline's weights; bfloat16 on cuda, else float32.")
+        str | None, typer.Option(help="Of the network's weights; a fine-tuned one's bfloat16 on cuda, else float32.")
     ] = None,
     offload: Offload = False,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,

@@ -37,7 +37,7 @@ def sample(
     batch: Annotated[int, typer.Option(min=1, help="Videos made at a time.")] = 4,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Of a fine-tuned pipeline's weights; bfloat16 on cuda, else float32.")
+        str | None, typer.Option(help="Of the network's weights; a fine-tuned one's bfloat16 on cuda, else float32.")
     ] = None,
     offload: Offload = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,

@@ -19,8 +19,8 @@ def open_pipeline(
     Args:
         model: a run's folder, a checkpoint, or a saved pipeline.
         device: where to sample.
-        dtype: of the weights of a fine-tuned pipeline; None: bfloat16 on CUDA, else float32. Networks of tpdiff's own
-            stay in float32.
+        dtype: of the network's weights; None: a fine-tuned pipeline's in bfloat16 on CUDA, else float32. Beside a network
+            of tpdiff's own, autoencoder and text encoder stay in float32.
         offload: whether its parts wait on the CPU and come to the device one at a time.
 
     Raises:
@@ -30,8 +30,10 @@ def open_pipeline(
     folder = newest_checkpoint(model)
     tuned = (folder / TOLD).is_file()
     usual = torch.bfloat16 if device.type == "cuda" else torch.float32
-    kind = (dtype or usual) if tuned else torch.float32
-    pipeline = PyramidPipeline.from_pretrained(folder, dtype=kind)
+    kind = dtype or (usual if tuned else torch.float32)
+    pipeline = PyramidPipeline.from_pretrained(folder, dtype=kind if tuned else torch.float32)
+    if not tuned and kind != torch.float32:
+        pipeline = pipeline.lowered(kind)
     if offload:
         (pipeline.pipe if tuned else pipeline).enable_model_cpu_offload(device=device)
     else:
