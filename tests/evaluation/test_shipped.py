@@ -1,6 +1,8 @@
 """The models that come along: small, whole, with a card, and shown by the demo."""
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,11 @@ from tpdiff.evaluation import demo
 from tpdiff.evaluation.made import model_geometry
 from tpdiff.metrics.clips import choose_clips, find_sources, load_clips
 from tpdiff.models.autoencoder import compression, load_autoencoder
+from tpdiff.recipes import recipe_path
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.shipped import CARD, card, shipped_models
+from tpdiff.training.config import Config
+from tpdiff.training.load_config import load_config
 
 LARGEST = 20e6  # bytes, all weights together
 
@@ -32,10 +37,23 @@ def test_both_were_trained_by_one_recipe_for_the_same_time():
         assert facts["figures"]["frechet_distance"]["value"] > facts["figures"]["floor"] > 0
     vanilla, pyramid = made["gameplay-vanilla"], made["gameplay-pyramid"]
     assert vanilla["seconds"] == pytest.approx(pyramid["seconds"], rel=0.01)
-    own = ("method", "loss_space")  # each has the loss that suits it (docs/results/gameplay.md)
+    own = ("method", "alignment", "stage_weights")  # what TPDiff adds
     methods = [[facts["config"]["train"].pop(name) for name in own] for facts in (vanilla, pyramid)]
-    assert methods == [["vanilla", None], ["stagewise", "flow_prediction"]]
+    assert methods == [["vanilla", "none", None], ["stagewise", "assignment", [1, 2, 1]]]
     assert vanilla["config"] == pyramid["config"]
+
+
+@pytest.mark.parametrize("name", ["gameplay-vanilla", "gameplay-pyramid"])
+def test_the_command_on_its_card_is_the_recipe_it_was_trained_by(name):
+    facts = card(shipped_models()[name])
+    told = shlex.split(facts["command"])
+    assert told[:2] == ["tpdiff", "train"]
+    config = load_config(recipe_path(Path(told[2]).stem), [*told[3:], f"seed={facts['seed']}"])
+    kept = Config.model_validate(facts["config"])
+    for section in ("model", "condition", "diffusion", "pyramid", "train", "seed"):
+        assert getattr(config, section) == getattr(kept, section)
+    sizes = ("frames", "height", "width", "fps", "starts", "resize", "stages")
+    assert all(getattr(config.data, name) == getattr(kept.data, name) for name in sizes)
 
 
 def test_both_show_the_action_that_they_are_told():

@@ -19,8 +19,8 @@ def open_pipeline(
     Args:
         model: a run's folder, a checkpoint, or a saved pipeline.
         device: where to sample.
-        dtype: of the network's weights; None: a fine-tuned pipeline's in bfloat16 on CUDA, else float32. Beside a network
-            of tpdiff's own, autoencoder and text encoder stay in float32.
+        dtype: of the network's weights; None: a fine-tuned pipeline's in bfloat16 on CUDA, else float32. Beside a
+            network of tpdiff's own, autoencoder and text encoder stay in float32.
         offload: whether its parts wait on the CPU and come to the device one at a time.
 
     Raises:
