@@ -66,6 +66,8 @@ def test_two_videos_of_one_prompt(case):
     """Stock CogVideoX, AnimateDiff and ModelScope make one all the same; those left out fail in stock already."""
     pipe = case.stageable()
     if "num_videos_per_prompt" not in inspect.signature(type(pipe).__call__).parameters:
+        with pytest.raises(TypeError, match="num_videos_per_prompt"):
+            case.run(apply_pyramid(pipe, TIME, STEPS), num_videos_per_prompt=2)
         return
     stock = case.run(pipe, num_videos_per_prompt=2)
     apply_pyramid(pipe, TIME, STEPS)

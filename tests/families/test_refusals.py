@@ -167,11 +167,11 @@ def test_sigmas_that_do_not_fall_are_refused():
 @SOME
 def test_a_pyramid_on_another_schedule_is_refused(case):
     pipe = case.stageable()
-    own = schedule_of(pipe.scheduler)
+    scheduler, own = pipe.scheduler, schedule_of(pipe.scheduler)
     other = VariancePreservingSchedule() if own.name == "flow_matching" else FlowMatchingSchedule()
     with pytest.raises(ValueError, match="schedule_of"):
         apply_pyramid(pipe, Pyramid(other, TIME, causal_time=True))
-    assert pipe.scheduler is not None
+    assert pipe.scheduler is scheduler
     assert case.run(pipe).isfinite().all()
 
 
@@ -254,3 +254,23 @@ def test_nothing_is_left_of_a_call_that_failed(case):
     with pytest.raises(ValueError, match=r"tpdiff\.apply_pyramid"):  # restricted to no stage any more
         pipe.scheduler.set_timesteps(6)
     assert torch.equal(case.run(pipe), made)
+
+
+def test_generators_that_are_not_one_a_video_are_refused_where_noise_is_given():
+    """Stock pipelines that are given latents do not count the generators, which the jumps draw from."""
+    for name in ("wan", "hunyuan", "mochi"):
+        case = find_case(name)
+        pipe = apply_pyramid(case.stageable(), TIME, STEPS)
+        size, channels = case.stage_latents(TIME)[0], case.predictors(pipe)[0].config["in_channels"]
+        noise = find_family(pipe).pack(pipe, torch.zeros(1, channels, *size), size)
+        two = [torch.Generator(), torch.Generator()]
+        refused(case, pipe, "2 generators for a batch of 1", latents=noise, generator=two)
+
+
+@pytest.mark.parametrize("frames", [5, 9, 13])
+def test_patches_of_several_frames_are_filled_over_space_alone(frames):
+    """As stock CogVideoX 1.5 fills them, whose every length of 1 + 4 n frames runs."""
+    case = find_case("cogvideox-pairs")
+    size = (frames, *case.size[1:])
+    pipe = apply_pyramid(case.stageable(), [(1, 1, 1), (1, 2, 2)], (2, 1))
+    assert case.run(pipe, size=size).isfinite().all()

@@ -20,6 +20,7 @@ LABELS = torch.zeros(2, dtype=torch.long)
         ({"patch_size": (1, 0, 1)}, r"patch_size \(1, 0, 1\) must be three positive"),
         ({"patch_size": (1, 2)}, r"patch_size \(1, 2\) must be three"),
         ({"stage_projections": True}, r"stage_projections needs num_stages"),
+        ({"causal_time": True}, r"causal_time keeps 1 \+ n frames, which patches of 2 do not fill"),
         ({"rope_modes": ("interpolate", "stretch", "interpolate")}, r"stretch.*interpolate, extrapolate"),
     ],
 )

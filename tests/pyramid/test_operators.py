@@ -116,7 +116,7 @@ def test_law_after_a_jump_by_monte_carlo(schedule, name, causal):
     assert error.max() < math.sqrt(2) * spread * start.sigma
 
 
-@pytest.mark.parametrize("name", [*PROJECTIONS, "linear"])
+@pytest.mark.parametrize("name", sorted({*PROJECTIONS, "linear"} - {"haar"}))  # Haar's takes no matrix product
 def test_autocast_leaves_the_mathematics_alone(name):
     """bf16 has 8 bits: what a network is trained towards must not be rounded to them."""
     pyramid = Pyramid(FlowMatchingSchedule(), [(1, 1, 1), (2, 1, 2)], resize=name)

@@ -352,3 +352,33 @@ def test_zero_terminal_snr_moves_only_the_last_level_to_pure_noise():
     assert pyramid.stages[2].start_level.alpha == 0
     assert pyramid.stages[2].start_level.sigma == 1
     assert isinstance(pyramid.schedule, VariancePreservingSchedule)
+
+
+def test_a_stage_can_start_at_the_last_time_that_has_signal():
+    """A roll-back may lead exactly there; what is saved must build the same again."""
+    end = VP.level_from_kappa(float(VP.kappa(1.0)) / 2**0.5).t
+    pyramid = Pyramid(VP, [(1, 1, 1), (2, 1, 1)], ends=[end])
+    assert pyramid.stages[0].start == 1.0
+    again = Pyramid.from_config(json.loads(json.dumps(pyramid.config())))
+    assert [(stage.start, stage.end) for stage in again.stages] == [(1.0, 0.0), (1.0, pytest.approx(end))]
+    with pytest.raises(ValueError, match=r"starts must rise strictly inside \(0, 1\], finest stage first"):
+        Pyramid(VP, [(1, 1, 1), (2, 1, 1)], starts=[1.1])
+    with pytest.raises(ValueError, match=r"starts must rise strictly inside \(0, 1\), finest"):
+        Pyramid(FLOW, [(1, 1, 1), (2, 1, 1)], starts=[1.0])
+
+
+@pytest.mark.parametrize("k", [-1, 3])
+def test_stages_that_there_are_not(k):
+    pyramid, x = Pyramid(FLOW, TIME), normal(1, 1, 8, 1, 1)
+    for ask in (
+        lambda: pyramid.stage_shape(x.shape, k),
+        lambda: pyramid.down(x, k),
+        lambda: pyramid.times(torch.tensor([0.5]), k),
+        lambda: pyramid.levels(k, 2),
+        lambda: pyramid.pair(x, None, x, k),
+        lambda: pyramid.jump(x, k),
+    ):
+        with pytest.raises(ValueError, match=rf"no stage {k}: stages are 0, the finest, to 2"):
+            ask()
+    with pytest.raises(ValueError, match="no stage 3"):
+        pyramid.jump(x, 2)  # from a coarser one than the coarsest

@@ -235,3 +235,12 @@ def test_prediction_types_that_cannot_be_used_are_refused():
     pair = Pyramid(FLOW).pair(x, None, x, 0)
     with pytest.raises(ValueError, match="per_stage targets are defined for flow_prediction, not epsilon"):
         pair.target(torch.tensor([0.5]), "epsilon", per_stage=True)
+
+
+def test_a_flow_per_stage_is_of_straight_paths():
+    pyramid = Pyramid(VP, TIME)
+    pair = pyramid.pair(normal(1, 1, 4, 2, 2), normal(1, 1, 2, 2, 2), normal(1, 1, 4, 2, 2), 0)
+    with pytest.raises(
+        ValueError, match="flows per stage belong to flow matching; this schedule is variance_preserving"
+    ):
+        pair.target(torch.tensor([0.2]), "flow_prediction", per_stage=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scheduled import STABLE_DIFFUSION, make, noise, toy
 
-from tpdiff.pyramid import Pyramid
+from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
 from tpdiff.schedulers import PyramidScheduler, schedule_of
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -160,3 +160,16 @@ def test_the_given_scheduler_is_left_alone_by_one_stage_too(name, config, option
     times = base.timesteps.clone()
     walked(one_stage(base), options)
     assert torch.equal(base.timesteps, times)
+
+
+@pytest.mark.parametrize("factors", [[(1, 1, 1)], [(1, 1, 1), (2, 1, 1)]])
+def test_noise_is_added_by_either_name(factors):
+    base = make(EULER)
+    base.set_timesteps(4)
+    clean, drawn = torch.randn(2, 2, 1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    at = base.timesteps[[0, 2]]
+    wanted = base.scale_noise(clean, at, drawn)
+    wrapped = PyramidScheduler(make(EULER), Pyramid(FlowMatchingSchedule(), factors))
+    wrapped.set_timesteps(4)
+    assert torch.allclose(wrapped.add_noise(clean, drawn, at), wanted, atol=1e-6)
+    assert torch.allclose(wrapped.scale_noise(clean, at, drawn), wanted, atol=1e-6)

@@ -176,3 +176,11 @@ def test_latents_that_no_stage_has_fail_in_the_last_stage_only():
     scheduler.set_timesteps([1, 1, 1])
     x = torch.ones(3, 5)
     assert torch.allclose(scheduler.step(x, scheduler.timesteps[0], x).prev_sample, x - scheduler.sigmas[0])
+
+
+def test_generators_are_counted_before_a_stage_is_run():
+    scheduler = staged(make(EULER))
+    scheduler.set_timesteps([2, 1, 1])
+    x, two = torch.zeros(1, 1, 2, 1, 1), [torch.Generator(), torch.Generator()]
+    with pytest.raises(ValueError, match="2 generators for a batch of 1"):
+        scheduler.step(x, scheduler.timesteps[0], x, generator=two)

@@ -394,3 +394,19 @@ def test_every_shipped_recipe_can_be_built(path):
     pyramid = build_pyramid(config)
     if config.model.autoencoder is None:
         pyramid.check_shape((1, 3, config.data.frames, config.data.height, config.data.width))
+
+
+def test_a_target_per_stage_wants_flow_matching():
+    flow = ["train.target=per_stage", "diffusion.prediction_type=flow_prediction"]
+    assert len(build_pyramid(build_config(LEAST, flow))) == 3
+    with pytest.raises(
+        ValueError, match="flows per stage belong to flow matching; this schedule is variance_preserving"
+    ):
+        build_pyramid(build_config(LEAST, [*flow, "diffusion.schedule=ddim"]))
+
+
+def test_strides_of_a_recipe_may_be_fractions():
+    config = build_config(LEAST, ["pyramid.factors=[[1,1,1],[1,1.5,1.5]]", "pyramid.resize=dct"])
+    assert build_pyramid(config).factors == ((1, 1, 1), (1, 1.5, 1.5))
+    whole = build_config(LEAST).pyramid.factors[1]
+    assert whole == (2, 1, 1) and {type(stride) for stride in whole} == {int}

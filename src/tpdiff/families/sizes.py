@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tpdiff.families.base import Family, Size
 from tpdiff.pyramid.geometry import AXIS_NAMES, Geometry, check_video_size
+from tpdiff.pyramid.noise import Generators, check_generators
 from tpdiff.pyramid.stages import Pyramid
 
 
@@ -41,8 +42,10 @@ def check_whole(pipe: Any, family: Family, pyramid: Pyramid, size: Size, axes: C
 
 def geometry(pipe: Any, family: Family, pyramid: Pyramid) -> Geometry:
     """What decides which sizes all stages can hold."""
-    causal = pyramid.causal_time or (family.causal_vae and pyramid.multiples[0] == 1)  # over space alone: as stock
-    return pyramid.multiples, family.patch(pipe), family.vae_ratio(pipe), causal, family.causal_vae
+    causal, patch = pyramid.causal_time, family.patch(pipe)
+    if pyramid.multiples[0] == 1:  # over space alone: as stock, which fills patches of several frames
+        causal, patch = causal or family.causal_vae, (1, *patch[1:])
+    return pyramid.multiples, patch, family.vae_ratio(pipe), causal, family.causal_vae
 
 
 def check_limits(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> None:
@@ -65,14 +68,16 @@ def check_limits(pipe: Any, family: Family, pyramid: Pyramid, size: Size) -> Non
         )
 
 
-def check_latents(pipe: Any, family: Family, size: Size, latents: Tensor | None) -> None:
-    """Refuse latents that are not of the coarsest stage's size.
+def check_latents(pipe: Any, family: Family, size: Size, latents: Tensor | None, generator: Generators = None) -> None:
+    """Refuse latents that are not of the coarsest stage's size, or not as many as the generators that jumps draw from.
 
     Raises:
-        ValueError: naming both sizes.
+        ValueError: naming both sizes, or both numbers.
     """
     if latents is None:
         return
+    if isinstance(generator, list | tuple):
+        check_generators(generator, len(latents))
     t, h, w = family.latent_size(pipe, size)
     t += family.filling(pipe, size)
     channels, left = divmod(latents.numel(), len(latents) * t * h * w)

@@ -14,11 +14,13 @@ def check_config(
     patch_size: Sequence[int],
     rope_modes: Sequence[str],
     modes: Sequence[str],
+    causal_time: bool,
 ) -> None:
     """Refuse a network that cannot be built.
 
     Raises:
-        ValueError: heads that do not divide the width, a head too narrow or odd, a bad patch or position mode.
+        ValueError: heads that do not divide the width, a head too narrow or odd, a bad patch or position mode, or
+            patches of several frames on a causal time axis.
     """
     if hidden_size % num_attention_heads:
         raise ValueError(
@@ -33,6 +35,11 @@ def check_config(
         )
     if len(patch_size) != 3 or any(p < 1 for p in patch_size):
         raise ValueError(f"patch_size {tuple(patch_size)} must be three positive sizes (T, H, W)")
+    if causal_time and patch_size[0] > 1:
+        raise ValueError(
+            f"causal_time keeps 1 + n frames, which patches of {patch_size[0]} do not fill; nearest: "
+            "patch_size[0] = 1, or causal_time=False"
+        )
     if len(rope_modes) != 3 or any(mode not in modes for mode in rope_modes):
         raise ValueError(f"rope_modes {tuple(rope_modes)} must be three modes (T, H, W) out of {', '.join(modes)}")
 

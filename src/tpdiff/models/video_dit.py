@@ -78,7 +78,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         qk_norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        checks.check_config(hidden_size, num_attention_heads, patch_size, rope_modes, MODES)
+        checks.check_config(hidden_size, num_attention_heads, patch_size, rope_modes, MODES, causal_time)
         checks.check_stage_projections(stage_projections, num_stages)
         self.gradient_checkpointing = False
         self.in_channels, self.text_dim = in_channels, text_dim

@@ -194,6 +194,7 @@ class VariancePreservingSchedule:
         return Level(t, float(alpha), float(sigma))
 
     def level_from_kappa(self, kappa: float) -> Level:
+        _refuse_negative(kappa)
         angle = math.atan(kappa)
         t = 0.0 if angle <= float(self._angle[0]) else self.t_from_kappa(kappa)
         alpha = 0.0 if math.isinf(kappa) else math.cos(angle)

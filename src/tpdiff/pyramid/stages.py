@@ -116,9 +116,11 @@ class Pyramid:
         wanted = len(self.factors) - 1
         if len(times) != wanted:
             raise ValueError(f"{name} has {len(times)} times; {len(self.factors)} stages need {wanted}")
-        if any(not 0 < t < 1 for t in times) or (rising and any(b <= a for a, b in pairwise(times))):
-            must = "rise strictly" if rising else "lie"
-            raise ValueError(f"{name} must {must} inside (0, 1), finest stage first; got {list(times)}")
+        noisiest = name == "starts" and self.schedule.level(1.0).alpha > 0  # some signal is left there to start from
+        outside = any(not (0 < t < 1 or (noisiest and t == 1)) for t in times)
+        if outside or (rising and any(b <= a for a, b in pairwise(times))):
+            must, within = "rise strictly" if rising else "lie", "(0, 1]" if noisiest else "(0, 1)"
+            raise ValueError(f"{name} must {must} inside {within}, finest stage first; got {list(times)}")
         return [self.schedule.level(float(t)) for t in times]
 
     # Sizes
@@ -148,7 +150,7 @@ class Pyramid:
             ValueError: a size that some stage cannot hold, with the nearest legal ones.
         """
         self.check_shape(shape)
-        t, h, w = self._strides[k]
+        t, h, w = self._strides[self._checked(k)]
         alone = int(self.causal_time)
         return (shape[0], shape[1], alone + int((shape[2] - alone) / t), int(shape[3] / h), int(shape[4] / w))
 
@@ -166,7 +168,7 @@ class Pyramid:
 
     def down(self, x: Tensor, k: int) -> Tensor:
         """D_k x: full size (B, C, T, H, W) -> stage k."""
-        return self.resizer.down(x, ratio_between(self._strides[0], self._strides[k]))
+        return self.resizer.down(x, ratio_between(self._strides[0], self._strides[self._checked(k)]))
 
     def up(self, x: Tensor, k: int) -> Tensor:
         """U x: stage k+1 (B, C, T, H, W) -> stage k."""
@@ -188,7 +190,7 @@ class Pyramid:
         """
         if noise.shape != clean.shape:
             raise ValueError(f"noise {tuple(noise.shape)} and clean {tuple(clean.shape)} differ in shape")
-        stage = self.stages[k]
+        stage = self.stages[self._checked(k)]
         if (coarse is None) != (k == len(self) - 1):
             raise ValueError(f"stage {k} of {len(self)} {'needs a' if coarse is None else 'takes no'} coarse latent")
         if coarse is None:
@@ -201,7 +203,7 @@ class Pyramid:
 
     def times(self, u: Tensor, k: int) -> Tensor:
         """t = e_k + u (s_k - e_k): u (B,) in (0, 1) spread over stage k (MATH 3)."""
-        stage = self.stages[k]
+        stage = self.stages[self._checked(k)]
         return stage.end + u * (stage.start - stage.end)
 
     def levels(self, k: int, steps: int, spacing: str = "time") -> list[Level]:
@@ -215,7 +217,7 @@ class Pyramid:
         """
         if steps < 1:
             raise ValueError(f"stage {k} needs at least one step, got {steps}")
-        stage = self.stages[k]
+        stage = self.stages[self._checked(k)]
         fractions = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:-1].tolist()
         if spacing == "time":
             inner = [self.schedule.level(stage.start + f * (stage.end - stage.start)) for f in fractions]
@@ -241,8 +243,14 @@ class Pyramid:
             k: the stage to enter, 0 .. S-2.
             generator: one, or one a sample.
         """
+        self._checked(self._checked(k) + 1)
         end, start = self.stages[k + 1].end_level, self.stages[k].start_level
         return jump(x, self.resizer, self.ratio(k), end, start, generator)
+
+    def _checked(self, k: int) -> int:
+        if not 0 <= k < len(self):
+            raise ValueError(f"no stage {k}: stages are 0, the finest, to {len(self) - 1}")
+        return k
 
     # Saving
 

@@ -10,10 +10,20 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from tpdiff.pyramid.schedule import Level, Schedule
+from tpdiff.pyramid.schedule import FlowMatchingSchedule, Level, Schedule
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
+
+
+def check_per_stage(schedule: Schedule) -> None:
+    """Refuse a flow per unit of a stage's own time where no time makes it x_s - x_e.
+
+    Raises:
+        ValueError: another schedule than flow matching's.
+    """
+    if schedule.name != FlowMatchingSchedule.name:
+        raise ValueError(f"flows per stage belong to flow matching; this schedule is {schedule.name}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class StagePair:
             return target
         if prediction_type != "flow_prediction":
             raise ValueError(f"per_stage targets are defined for flow_prediction, not {prediction_type}")
+        check_per_stage(self.schedule)
         return target * (self.start.sigma - self.end.sigma)
 
     def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:

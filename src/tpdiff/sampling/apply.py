@@ -181,7 +181,7 @@ class _Pyramidal:
         guidance = each_stage(options.get("guidance_scale"), len(pyramid))
         size, evaluations = full_size(self, family, options), self.evaluations(counts)
         sizes = stage_sizes(self, family, pyramid, size)
-        check_latents(self, family, sizes[-1], options.get("latents"))
+        check_latents(self, family, sizes[-1], options.get("latents"), options.get("generator"))
         self.scheduler.check(counts, levels)
         check_caches(self, evaluations)
         check_parallel(self, family, partial(stage_sizes, self, family, pyramid), size, options.get("generator"))

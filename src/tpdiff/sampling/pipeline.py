@@ -21,6 +21,7 @@ from tpdiff.models.video_dit import VideoDiT
 from tpdiff.pyramid.geometry import check_video_size
 from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
+from tpdiff.pyramid.targets import check_per_stage
 from tpdiff.pyramid.told import check_policy
 from tpdiff.sampling.denoiser import guided_denoiser
 from tpdiff.sampling.loop import Progress, check_sampling, sample_pyramid
@@ -107,6 +108,8 @@ class PyramidPipeline(DiffusionPipeline):
             raise ValueError("PyramidPipeline needs pyramid=Pyramid(...).config()")
         self.pyramid = Pyramid.from_config(pyramid)
         check_policy(timestep_policy, self.pyramid)
+        if per_stage_target:
+            check_per_stage(self.pyramid.schedule)
         self.video_processor = VideoProcessor()
 
     @classmethod

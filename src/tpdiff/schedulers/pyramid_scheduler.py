@@ -10,9 +10,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from torch import Tensor
 
 from tpdiff.pyramid.jump import jump
-from tpdiff.pyramid.noise import Generators
+from tpdiff.pyramid.noise import Generators, check_generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
+from tpdiff.pyramid.targets import check_per_stage
 from tpdiff.pyramid.told import check_policy
 from tpdiff.schedulers.runs import Run, plan_run, start_level
 from tpdiff.schedulers.spacing import spacing_of
@@ -76,8 +77,8 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         if len(self.pyramid) > 1:
             check_wrappable(self.base)
             check_schedule(self.base, self.pyramid.schedule)
-            if not is_flow(self.base) and per_stage_target:
-                raise ValueError("flows per stage, per_stage_target, belong to flow matching")
+            if per_stage_target:
+                check_per_stage(self.pyramid.schedule)
         check_policy(timestep_policy, self.pyramid)
         self.register_to_config(
             base_scheduler=described(self.base),
@@ -268,7 +269,8 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
             options: of the base scheduler's step, where there is one stage.
 
         Raises:
-            ValueError: noise asked for (eta above 0), an option that stages do not take, or no steps left.
+            ValueError: noise asked for (eta above 0), an option that stages do not take, other than one generator a
+                sample, or no steps left.
         """
         if len(self.pyramid) == 1:
             given = dict(options) | {"eta": eta, "generator": generator}
@@ -278,6 +280,8 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         check_step_options(self.base, options)
         if self._walk is None or self._walk.over:
             raise ValueError("no steps left; call set_timesteps first")
+        if self.stage and isinstance(generator, list | tuple):
+            check_generators(generator, len(sample))
         if self.config.per_stage_target:
             ends = self.pyramid.stages[self.stage]
             model_output = model_output / (ends.start_level.sigma - ends.end_level.sigma)
@@ -301,9 +305,15 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Clean latents (B, ...) at timesteps (B,), in the base scheduler's terms; with stages, at native times."""
-        if len(self.pyramid) == 1:
+        if len(self.pyramid) > 1:
+            return noised(self.base, original_samples, noise, timesteps)
+        if hasattr(self.base, "add_noise"):
             return self.base.add_noise(original_samples, noise, timesteps)
-        return noised(self.base, original_samples, noise, timesteps)
+        return self.base.scale_noise(original_samples, timesteps, noise)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise`, as flow-matching schedulers name it and order its arguments."""
+        return self.add_noise(sample, noise, timestep)
 
     def __len__(self) -> int:
         return self.base.config.num_train_timesteps

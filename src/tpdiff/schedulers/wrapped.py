@@ -187,7 +187,8 @@ def load_grid(base: Any, levels: Sequence[Level], times: Tensor, finest: bool) -
         return _load_table(base, levels)
     values = torch.tensor([_value(base, kind, level) for level in levels], dtype=torch.float64)
     if finest and kind.log_snr and base.config.get("final_sigmas_type") == "sigma_min":
-        values[-1] = schedule_of(base).level(0.0).kappa
+        least = 1 / base.config.num_train_timesteps if is_flow(base) else 0.0  # flow's clean end has no noise at all
+        values[-1] = _value(base, kind, schedule_of(base).level(least))
     last = len(levels) - 1
     at = torch.arange(last + 1)
     if kind.twice:

@@ -79,7 +79,7 @@ class PyramidConfig(Section):
     `causal_time` None: as the autoencoder of a pretrained pipeline, otherwise no.
     """
 
-    factors: list[tuple[int, int, int]] = Field([(1, 1, 1), (2, 1, 1), (4, 1, 1)])
+    factors: list[tuple[int | float, int | float, int | float]] = Field([(1, 1, 1), (2, 1, 1), (4, 1, 1)])
     ends: list[float] | None = None
     starts: list[float] | None = None
     resize: str = "haar"

@@ -65,7 +65,9 @@ def values(rule: dict[str, Any]) -> str:
 
 def _choices(rule: dict[str, Any]) -> list[str]:
     if "anyOf" in rule:
-        return [choice for part in rule["anyOf"] for choice in _choices(dict(part))]
+        parts, whole = rule["anyOf"], {"type": "integer"}  # a number may be whole
+        parts = [part for part in parts if part != whole or {"type": "number"} not in parts]
+        return [choice for part in parts for choice in _choices(dict(part))]
     if "$ref" in rule:
         return ["section"]
     if "enum" in rule or "const" in rule:

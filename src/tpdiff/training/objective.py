@@ -10,7 +10,7 @@ from tpdiff.pyramid.alignment import ALONE, Processes, align
 from tpdiff.pyramid.noise import Generators, randn
 from tpdiff.pyramid.schedule import FlowMatchingSchedule, Schedule, VariancePreservingSchedule
 from tpdiff.pyramid.stages import Pyramid
-from tpdiff.pyramid.targets import check_prediction_type
+from tpdiff.pyramid.targets import check_per_stage, check_prediction_type
 from tpdiff.pyramid.told import check_policy
 from tpdiff.sampling.loop import Denoiser
 from tpdiff.training.config import Config, TrainConfig
@@ -84,6 +84,8 @@ def staged(config: Config, schedule: Schedule, causal_time: bool) -> Pyramid:
     stages = {} if config.train.method == "vanilla" else config.pyramid.model_dump()
     pyramid = Pyramid(schedule, **{**stages, "causal_time": causal_time})
     check_policy(config.train.timestep_policy, pyramid)
+    if config.train.target == "per_stage":
+        check_per_stage(schedule)
     return pyramid
 
 
