@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tpdiff.evaluation.study_figures import Difference, difference, learnt, plateau, reached, sooner
+from tpdiff.evaluation.study_figures import Difference, difference, learnt, plateau, reached, sooner, to_final
 from tpdiff.metrics.distance import frechet_distance, paired_draws
 
 
@@ -69,12 +69,20 @@ def test_difference_joins_independent_seeds():
         ([9.0, 10.0, 11.0], 1, "worse"),
         ([-1.0, -10.0, -19.0], 1, "better in these seeds"),
         ([-10.0], 1, "better in this seed"),
+        ([-10.0, 1.0], 1, "better in the mean of these seeds"),
+        ([10.0, -1.0], 1, "worse in the mean of these seeds"),
         ([-9.0, -10.0, -11.0], 11, "undecided"),
     ],
 )
 def test_a_verdict_says_whether_it_is_of_these_seeds_alone(seeds, reach, verdict):
     mean = float(np.mean(seeds))
     assert Difference(mean, mean - reach, mean + reach, seeds).verdict == verdict
+
+
+def test_curves_of_few_samples_are_brought_to_the_final_distance():
+    arm = {"evaluations": curve(100, 60, 40), "final": {"distance": 30}}
+    assert [one["distance"] for one in to_final(arm)] == pytest.approx([75, 45, 30])
+    assert [one["seconds"] for one in to_final(arm)] == [10, 20, 30] and arm["evaluations"][0]["distance"] == 100
 
 
 def test_a_base_that_ends_worse_than_untrained_is_reached_by_whoever_trains():

@@ -71,6 +71,12 @@ def sooner(curves: Sequence[Evaluations], bases: Sequence[Evaluations]) -> dict[
     return ratios
 
 
+def to_final(arm: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An arm's evaluations, of few samples each, times what brings the last of them to its final distance."""
+    scale = arm["final"]["distance"] / arm["evaluations"][-1]["distance"]
+    return [{**one, "distance": scale * one["distance"]} for one in arm["evaluations"]]
+
+
 def _crossing(seconds: np.ndarray, distances: np.ndarray, level: float, first: int) -> float:
     """When a curve came down to a level, by a straight line to the `first` evaluation at or below it."""
     if distances[first - 1] <= level:
@@ -107,12 +113,17 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse" or "undecided" of these seeds; with "in these seeds" where of others it is not sure."""
+        """ "better", "worse" or "undecided" of these seeds; with "in these seeds" where of others it is not sure, or
+        "in the mean of these seeds" where not even these agree.
+        """
         if not (self.low > 0 or self.high < 0):
             return "undecided"
         low, high = self.over_seeds
         word = "better" if self.mean < 0 else "worse"
-        return word if low > 0 or high < 0 else f"{word} in {'these seeds' if len(self.seeds) > 1 else 'this seed'}"
+        if low > 0 or high < 0:
+            return word
+        agree = all((seed < 0) == (self.mean < 0) for seed in self.seeds)
+        return f"{word} in {'the mean of ' * (not agree)}{'these seeds' if len(self.seeds) > 1 else 'this seed'}"
 
 
 def seed_scatter(values: Sequence[float], quantile: float) -> float:

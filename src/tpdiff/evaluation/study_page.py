@@ -1,6 +1,8 @@
 """A study's page: Markdown with its tables, and one plot of distance against seconds, steps and operations."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tpdiff.evaluation.markdown import (
 )
 from tpdiff.evaluation.plots import distance_plots, style
 from tpdiff.evaluation.study import Study, read_seed, read_trial
-from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached, sooner
+from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached, sooner, to_final
 
 PLOT = "distance.png"
 SECONDS = {"wall": "seconds", "cpu": "seconds of processor time"}
@@ -72,9 +74,11 @@ def _lines(study: Study, seeds: Sequence[Mapping[str, Any]], results: Path, comm
     return [
         *head(study.title, command, seeds[0]["made"], waiting),
         "",
-        f"Arms share the network, data, seed and {SECONDS[study.clock]} ({study.seconds:g} each), and take turns of "
+        f"Arms share data, seed and {SECONDS[study.clock]} ({study.seconds:g} each), and take turns of "
         f"{study.slice_seconds:g} s on one machine; evaluations, checkpoints and warm-up do not count. "
-        "Lower distances are better.",
+        "Lower distances are better. In all else than this they are alike:",
+        "",
+        *_settings_table(study, seeds[0]),
         "",
         f"![distance against training cost]({PLOT})",
         "",
@@ -92,7 +96,9 @@ def _lines(study: Study, seeds: Sequence[Mapping[str, Any]], results: Path, comm
         *_sooner_table(study, seeds, base),
         "",
         f"How many times sooner an arm stands where {base} stands after so many seconds, by straight lines between "
-        "evaluations: of the seeds' mean curves and, in brackets, of each seed's.",
+        f"evaluations: of the seeds' mean curves and, in brackets, of each seed's. Evaluations are of {study.clips} "
+        f"samples; the last lie {_apart(study, seeds)} from the {study.final_clips} samples above. Scaled: every curve "
+        "times what brings its end there.",
         "",
         "## Have they learnt?",
         "",
@@ -106,6 +112,33 @@ def _lines(study: Study, seeds: Sequence[Mapping[str, Any]], results: Path, comm
         "",
         *(f"- {key}: {value}" for key, value in seeds[0]["protocol"].items()),
     ]
+
+
+def _settings_table(study: Study, result: Mapping[str, Any]) -> list[str]:
+    """What differs between the arms' configurations, learning rates apart."""
+    flat = [dict(_flat(result["arms"][arm]["config"])) for arm in study.arms]
+    keys = sorted({key for one in flat for key in one} - {"train.lr"})
+    apart = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
+    rows = [
+        [arm, *(json.dumps(one.get(key)).strip('"') for key in apart)]
+        for arm, one in zip(study.arms, flat, strict=True)
+    ]
+    return table(["arm", *apart], rows)
+
+
+def _flat(config: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{within}{key}.")
+        else:
+            yield f"{within}{key}", value
+
+
+def _apart(study: Study, seeds: Sequence[Mapping[str, Any]]) -> str:
+    """How far the arms' last evaluations lie from their final distances, least to most."""
+    arms = [seed["arms"][arm] for seed in seeds for arm in study.arms]
+    shares = [100 * (arm["evaluations"][-1]["distance"] / arm["final"]["distance"] - 1) for arm in arms]
+    return f"{min(shares):+.0f} to {max(shares):+.0f} %"
 
 
 def _final_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -147,13 +180,14 @@ def _difference_table(study: Study, seeds: Sequence[Mapping[str, Any]], base: st
 
 def _sooner_table(study: Study, seeds: Sequence[Mapping[str, Any]], base: str) -> list[str]:
     curves = {arm: [s["arms"][arm]["evaluations"] for s in seeds] for arm in study.arms}
+    scaled = {arm: [to_final(s["arms"][arm]) for s in seeds] for arm in study.arms}
     moments = [f"{e['seconds']:.0f} s" for e in curves[base][0][2::2]]
     rows = []
-    for arm in list(study.arms)[1:]:
-        mean = sooner(curves[arm], curves[base]).values()
-        single = [sooner([one], [of]).values() for one, of in zip(curves[arm], curves[base], strict=True)]
+    for arm, (kind, by_arm) in itertools.product(list(study.arms)[1:], (("", curves), (", scaled", scaled))):
+        mean = sooner(by_arm[arm], by_arm[base]).values()
+        single = [sooner([one], [of]).values() for one, of in zip(by_arm[arm], by_arm[base], strict=True)]
         by_moment = zip(mean, *single, strict=True)
-        rows.append([arm, *(f"{joined([ratio])} ({joined(of_seeds)})" for ratio, *of_seeds in by_moment)])
+        rows.append([arm + kind, *(f"{joined([ratio])} ({joined(of_seeds)})" for ratio, *of_seeds in by_moment)])
     return table(["sooner than " + base, *moments], rows)
 
 
@@ -162,7 +196,8 @@ def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]
     for arm in study.arms:
         for result in seeds:
             one = result["arms"][arm]
-            final, motion = one["final"], one["final"]["figures"]["motion_magnitude"]
+            final, figures = one["final"], one["final"]["figures"]
+            motion = [figures[name] for name in ("motion_magnitude", "motion_acceleration")]
             accuracy = "; ".join(
                 f"{name} {a['made']:.2f} (real {a['real']:.2f})" for name, a in final.get("accuracy", {}).items()
             )
@@ -173,12 +208,13 @@ def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]
                     str(result["seed"]),
                     f"{number(final['distance'])} of {number(one['evaluations'][0]['distance'])}",
                     accuracy,
-                    f"{motion['made']:.2f} (real {motion['real']:.2f})",
+                    *(f"{one['made']:.2f} (real {one['real']:.2f})" for one in motion),
+                    f"{figures['flicker']['made']:.4f} (real {figures['flicker']['real']:.4f})",
                     f"no: {', '.join(fails)}" if fails else "yes",
                 ]
             )
     heads = ["arm", "seed", "distance, of the untrained", "classifier's accuracy", "motion, pixels a frame"]
-    return table([*heads, "learnt"], rows)
+    return table([*heads, "its acceleration", "flicker", "learnt"], rows)
 
 
 def _trial_table(study: Study, results: Path) -> list[str]:
