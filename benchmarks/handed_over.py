@@ -30,7 +30,7 @@ from tpdiff.metrics.distance import frechet_distance
 from tpdiff.models.autoencoder import encode_video
 from tpdiff.pyramid import Pyramid
 from tpdiff.pyramid.noise import randn
-from tpdiff.sampling.pipeline import newest_checkpoint
+from tpdiff.sampling.trained import newest_checkpoint
 from tpdiff.training.clean import clean_pair
 
 BATCH = 32

@@ -317,6 +317,43 @@ def test_latents_that_a_callback_returns_take_the_place_of_the_sampled_ones():
         pipe(num_inference_steps=3, callback_on_step_end_tensor_inputs=["prompt_embeds"])
 
 
+def test_a_callback_can_stop_it_in_any_stage():
+    pipe, seen = pipeline(), []
+
+    def stop(given, step, t, tensors):
+        seen.append(tensors["latents"])
+        given._interrupt = step == 2
+
+    made = pipe(
+        num_inference_steps=[2, 2, 1], generator=seeded(5), output_type="latent", callback_on_step_end=stop
+    ).frames
+    assert len(seen) == 3 and seen[-1].shape == (1, 3, 4, 16, 16)
+    assert torch.equal(made, pipe.pyramid.up(seen[-1], 0))
+    assert pipe(num_inference_steps=[2, 2, 1]).frames.shape == (1, 8, 16, 16, 3)  # the next call runs through
+
+
+def test_guidance_and_what_it_leads_away_from_may_differ():
+    pipe = labelled()
+    asked = {"num_inference_steps": [1, 1, 1], "output_type": "latent"}
+
+    def made(scale, negative=None, which=LABELS[:2]):
+        seeds = seeded(*range(len(which)))
+        return pipe(which, guidance_scale=scale, negative_prompt=negative, generator=seeds, **asked).frames
+
+    assert torch.equal(made((3.0, 3.0, 3.0)), made(3.0))
+    for scales in ((6.0, 3.0, 3.0), (3.0, 3.0, 6.0)):
+        assert not torch.allclose(made(scales), made(3.0), atol=1e-4)
+    both = made(3.0, [LABELS[2], None])
+    assert_rounding(both[:1], made(3.0, LABELS[2])[:1])
+    assert_rounding(both[1:], made(3.0)[1:])
+    (frames,) = pipe(LABELS[0], return_dict=False, **asked)
+    assert frames.shape == (1, 3, 8, 16, 16)
+    with pytest.raises(ValueError, match="guidance_scale has 2 values for 3 stages; give one, or one a stage"):
+        made((3.0, 3.0))
+    with pytest.raises(ValueError, match="1 negative prompts for 2 prompts; give one, or one a prompt"):
+        made(3.0, [LABELS[2]])
+
+
 def test_it_shows_its_steps_as_every_pipeline_of_diffusers_does(capsys):
     pipe = pipeline()
     pipe(num_inference_steps=[2, 1, 1])

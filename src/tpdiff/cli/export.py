@@ -33,8 +33,8 @@ def export(
 
     from tpdiff.files import write_whole
     from tpdiff.sampling.export import SavedMatrices
-    from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
-    from tpdiff.sampling.trained import TOLD
+    from tpdiff.sampling.pipeline import PyramidPipeline
+    from tpdiff.sampling.trained import TOLD, newest_checkpoint
     from tpdiff.training.checkpoint import write_pipeline
 
     folder = newest_checkpoint(run)

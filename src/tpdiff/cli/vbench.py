@@ -126,7 +126,7 @@ def _open(
     from tpdiff.models.memory import keep_freed_memory
     from tpdiff.pyramid.steps import split_steps
     from tpdiff.sampling.opening import open_pipeline
-    from tpdiff.sampling.pipeline import newest_checkpoint
+    from tpdiff.sampling.trained import newest_checkpoint
 
     place, asked = as_device(device), None if dtype is None else as_dtype(dtype)
     keep_freed_memory()

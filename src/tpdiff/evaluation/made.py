@@ -24,9 +24,8 @@ from tpdiff.metrics.clips import Clip, clips_digest, exact_sources, shuffled
 from tpdiff.models.conditioning import NoCondition
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.opening import open_pipeline
-from tpdiff.sampling.pipeline import newest_checkpoint
 from tpdiff.sampling.solvers import check_solver
-from tpdiff.sampling.trained import TOLD
+from tpdiff.sampling.trained import TOLD, newest_checkpoint
 from tpdiff.sampling.tuned import TunedPipeline
 
 FOLDER_PART = 16  # clips of a folder that are in memory at a time

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from tpdiff.sampling.pipeline import PyramidPipeline, newest_checkpoint
-from tpdiff.sampling.trained import TOLD
+from tpdiff.sampling.pipeline import PyramidPipeline
+from tpdiff.sampling.trained import TOLD, newest_checkpoint
 
 
 def open_pipeline(

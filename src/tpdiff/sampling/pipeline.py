@@ -23,9 +23,11 @@ from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.targets import check_per_stage
 from tpdiff.pyramid.told import check_policy
+from tpdiff.sampling.arguments import each_stage
 from tpdiff.sampling.denoiser import guided_denoiser
 from tpdiff.sampling.loop import Progress, check_sampling, sample_pyramid
-from tpdiff.sampling.tuned import TOLD, load_tuned
+from tpdiff.sampling.trained import TOLD, newest_checkpoint
+from tpdiff.sampling.tuned import load_tuned
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 TENSOR_INPUTS = ("latents", "denoised")  # of a callback
@@ -40,6 +42,13 @@ class PyramidPipelineOutput(BaseOutput):
     """
 
     frames: np.ndarray | Tensor | list
+
+
+class _Interrupted(Exception):
+    """A callback has set `_interrupt`, as those of diffusers' pipelines do."""
+
+    def __init__(self, latents: Tensor, stage: int):
+        self.latents, self.stage = latents, stage
 
 
 class PyramidPipeline(DiffusionPipeline):
@@ -168,8 +177,8 @@ class PyramidPipeline(DiffusionPipeline):
         prompt: str | Sequence[str | None] | None = None,
         *,
         num_inference_steps: int | Sequence[int] = 30,
-        guidance_scale: float = 1.0,
-        negative_prompt: str | None = None,
+        guidance_scale: float | Sequence[float] = 1.0,
+        negative_prompt: str | Sequence[str | None] | None = None,
         num_videos_per_prompt: int = 1,
         num_frames: int | None = None,
         height: int | None = None,
@@ -179,16 +188,17 @@ class PyramidPipeline(DiffusionPipeline):
         first_stage: int | None = None,
         solver: str = "euler",
         output_type: str = "np",
+        return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> PyramidPipelineOutput:
+    ) -> Any:
         """Make videos.
 
         Args:
             prompt: one, or a list; None stands for no prompt.
             num_inference_steps: a total, or one count a stage, coarsest first.
-            guidance_scale: classifier-free guidance; 1 is none (and costs nothing).
-            negative_prompt: what guidance leads away from; None: no prompt.
+            guidance_scale: classifier-free guidance, one or one a stage, coarsest first; 1 is none, and costs nothing.
+            negative_prompt: what guidance leads away from, one or one a prompt; None: no prompt.
             num_videos_per_prompt: videos of each prompt.
             num_frames: pixels' frames, None: as trained. Likewise height and width.
             generator: one, or one a video.
@@ -200,6 +210,10 @@ class PyramidPipeline(DiffusionPipeline):
                 [0, 1] and a dict of tensors; "latents" in the dict that it returns take the place of the sampled.
             callback_on_step_end_tensor_inputs: what that dict holds: "latents" (B, C, T, H, W) at the stage's size,
                 before any jump, and "denoised", the step's clean estimate of them.
+
+        Returns:
+            A `PyramidPipelineOutput`, or without `return_dict` the tuple (frames,). A callback that sets `_interrupt`
+            ends the sampling.
 
         Raises:
             ValueError: before any work, for a size, step count, prompt, start or tensor input that cannot be served.
@@ -213,29 +227,32 @@ class PyramidPipeline(DiffusionPipeline):
             raise ValueError(f"a callback is given {' and '.join(TENSOR_INPUTS)}, not {', '.join(sorted(unknown))}")
         wanted = (num_frames, height, width)
         size = tuple(d if w is None else w for w, d in zip(wanted, self.config.default_size, strict=True))
-        prompts = [p for p in prompts for _ in range(num_videos_per_prompt)]
+        negative = (
+            [negative_prompt] * len(prompts) if isinstance(negative_prompt, str | None) else list(negative_prompt)
+        )
+        if len(negative) != len(prompts):
+            raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one a prompt")
+        prompts, negative = ([p for p in some for _ in range(num_videos_per_prompt)] for some in (prompts, negative))
+        scales: list[Any] = [
+            guidance_scale if own is None else own for own in each_stage(guidance_scale, len(self.pyramid))
+        ]
         shape = (len(prompts), *self.latent_shape(size))
         asked: dict[str, Any] = {"latents": latents, "first_stage": first_stage, "generator": generator}
         asked |= {"prediction_type": self.config.prediction_type, "solver": solver}
         grids = check_sampling(self.pyramid, shape, num_inference_steps, **asked)
-        self.conditioner.check([*prompts, negative_prompt])
+        self.conditioner.check([*prompts, *negative])
         if isinstance(self.conditioner, TextCondition):
-            self.conditioner.warn_of_cut([*prompts, negative_prompt])
+            self.conditioner.warn_of_cut([*prompts, *negative])
 
         device = self._execution_device
         condition = self.conditioner.encode(prompts, device)
-        null = self.conditioner.encode([negative_prompt] * len(prompts), device)
-        differ = any(p != negative_prompt for p in prompts)  # else guidance would lead nowhere
-        denoiser = guided_denoiser(
-            self.transformer,
-            self.pyramid,
-            condition,
-            null if differ else None,
-            guidance_scale,
-            per_stage=self.config.per_stage_target,
-            policy=self.config.timestep_policy,
-        )
+        null = self.conditioner.encode(negative, device) if prompts != negative else None  # guidance would lead nowhere
+        told = {"per_stage": self.config.per_stage_target, "policy": self.config.timestep_policy}
+        denoisers = [
+            guided_denoiser(self.transformer, self.pyramid, condition, null, scale, **told) for scale in scales[::-1]
+        ]
         steps = [len(grid) - 1 for grid in grids.values()]
+        self._interrupt = False
         with self.progress_bar(total=sum(steps)) as bar:
 
             def hear(progress: Progress) -> Tensor | None:
@@ -243,14 +260,30 @@ class PyramidPipeline(DiffusionPipeline):
                 if callback_on_step_end is None:
                     return None
                 tensors = {name: getattr(progress, name) for name in callback_on_step_end_tensor_inputs}
-                return (callback_on_step_end(self, progress.step - 1, progress.t, tensors) or {}).get("latents")
+                latents = (callback_on_step_end(self, progress.step - 1, progress.t, tensors) or {}).get("latents")
+                if self._interrupt:
+                    raise _Interrupted(progress.latents if latents is None else latents, progress.stage)
+                return latents
 
-            video = sample_pyramid(denoiser, self.pyramid, shape, steps, **asked, device=device, callback=hear)
+            try:
+                video = sample_pyramid(
+                    lambda x, t, k: denoisers[k](x, t, k),
+                    self.pyramid,
+                    shape,
+                    steps,
+                    **asked,
+                    device=device,
+                    callback=hear,
+                )
+            except _Interrupted as end:
+                video = end.latents
+                for k in reversed(range(end.stage)):
+                    video = self.pyramid.up(video, k)
         frames: Any = video
         if output_type != "latent":
             frames = self.video_processor.postprocess_video(self.decode(video), output_type=output_type)
         self.maybe_free_model_hooks()
-        return PyramidPipelineOutput(frames=frames)
+        return PyramidPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, t, h, w) as sampled -> video (B, 3, T, H, W), float32 in [-1, 1]."""
@@ -274,24 +307,3 @@ class PyramidPipeline(DiffusionPipeline):
         check_video_size(size, multiples, config.patch_size, ratio, self.pyramid.causal_time, causal_vae)
         frames = 1 + (size[0] - 1) // ratio[0] if causal_vae else size[0]
         return (config.in_channels, frames, size[1] // ratio[1], size[2] // ratio[2])
-
-
-def newest_checkpoint(folder: Path) -> Path:
-    """The folder that holds a pipeline: `folder` itself, or the newest checkpoint of the run in it.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    if _holds_model(folder):
-        return folder
-    steps = sorted(p for p in (folder / "checkpoints").glob("step-*") if _holds_model(p))
-    if not steps:
-        raise FileNotFoundError(
-            f"no model in {folder}: expected a folder that `tpdiff train` or save_pretrained wrote "
-            "(model_index.json, or checkpoints/step-*)"
-        )
-    return steps[-1]
-
-
-def _holds_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("model_index.json", TOLD))

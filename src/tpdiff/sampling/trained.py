@@ -59,3 +59,24 @@ def read_tuned(folder: str | Path) -> Tuned:
             "checkpoint of its run"
         )
     return Tuned(**json.loads(path.read_text()))
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The folder that holds a pipeline: `folder` itself, or the newest checkpoint of the run in it.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    if _holds_model(folder):
+        return folder
+    steps = sorted(p for p in (folder / "checkpoints").glob("step-*") if _holds_model(p))
+    if not steps:
+        raise FileNotFoundError(
+            f"no model in {folder}: expected a folder that `tpdiff train` or save_pretrained wrote "
+            "(model_index.json, or checkpoints/step-*)"
+        )
+    return steps[-1]
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("model_index.json", TOLD))

@@ -280,7 +280,7 @@ class PyramidScheduler(SchedulerMixin, ConfigMixin):
         check_step_options(self.base, options)
         if self._walk is None or self._walk.over:
             raise ValueError("no steps left; call set_timesteps first")
-        if self.stage and isinstance(generator, list | tuple):
+        if self.stage and sample.ndim == 5 and isinstance(generator, list | tuple):
             check_generators(generator, len(sample))
         if self.config.per_stage_target:
             ends = self.pyramid.stages[self.stage]
