@@ -2,19 +2,23 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from tpdiff.data import render_digits
 from tpdiff.data.clips import Geometry
+from tpdiff.data.store import store_array
 from tpdiff.evaluation import judge as judge_module
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.kept import refuse_other_judges
 from tpdiff.evaluation.samples import Sampling
 from tpdiff.evaluation.study import read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted
-from tpdiff.metrics import Reference
+from tpdiff.metrics import Reference, frechet_distance, frechet_interval, kernel_distance, paired_draws
 from tpdiff.metrics.classifier import Classifier
+from tpdiff.metrics.clips import load_clips
+from tpdiff.metrics.motion import measure_motion
 from tpdiff.models.video_dit import VideoDiT
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
 from tpdiff.sampling.pipeline import PyramidPipeline
@@ -95,3 +99,46 @@ def test_a_stop_that_is_asked_for_is_heeded_at_the_next_batch(judge, tmp_path, m
     assert model.clips == 12, "what was measured before is kept"
     assert whole == judge.verdict(Counting(), 12, sampling, 0, tmp_path / "anew", told=False)
     assert "6 clips" in whole["warning"]  # there are no more real ones
+
+
+def keep_rows(judge, keep, features, shown):
+    """As `verdict` keeps what it measures, batches of 4."""
+    rows = np.concatenate([features, shown], axis=1)
+    for first in range(0, len(rows), 4):
+        last = min(first + 4, len(rows))
+        store_array(keep / judge.key / f"{first:06d}-{last:06d}.npy", rows[first:last])
+
+
+def test_a_verdict_says_of_known_rows_what_the_metrics_say(judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_module, "ROUNDS", 20)
+    reference, count = judge.reference, 6
+    clips, real = reference.clips, reference.real
+    digits = judge.classifier.values["digit"]
+    wanted = [digits.index(str(clip.source.entry.extra["digit"])) for clip in clips]
+    named = judge.classifier.predict(load_clips(clips, GEOMETRY))["digit"]
+    right = np.mean([value == digits[number] for value, number in zip(named, wanted, strict=True)])
+    shown = np.arange(24.0).reshape(count, 4) + 100
+    seen = np.array(wanted, dtype=float)
+    seen[0] = (seen[0] + 1) % len(digits)  # five of six are right
+    draw = np.random.default_rng(0)
+    sets = {name: real + spread * draw.normal(size=real.shape) for name, spread in (("base", 0.5), ("arm", 2.0))}
+    for name, features in sets.items():
+        keep_rows(judge, tmp_path / name, features, np.column_stack([shown, seen]))
+
+    told = judge.verdict(None, count, Sampling(2, batch=4), 3, tmp_path / "arm")
+    interval = frechet_interval(real, sets["arm"], 20, 3)
+    assert told["distance"] == frechet_distance(real, sets["arm"])
+    assert told["interval"] == [interval.low, interval.high] and interval.low < interval.high
+    assert told["floor"] == frechet_distance(real, reference.held[:count]) > 0
+    assert told["kernel"] == kernel_distance(real, sets["arm"]) != 0
+    motion = measure_motion(load_clips(clips, GEOMETRY)).means()
+    assert told["figures"]["flicker"] == {"real": pytest.approx(motion["flicker"]), "made": shown[:, 0].mean()}
+    assert told["figures"]["warping_error"]["made"] == shown[:, 3].mean()
+    found = told["accuracy"]["digit"]
+    assert (found["real"], found["made"]) == pytest.approx((right, 5 / 6)) and right < 5 / 6
+
+    pair = judge.paired(tmp_path / "base", tmp_path / "arm", 3)
+    apart = frechet_distance(real, sets["arm"]) - frechet_distance(real, sets["base"])
+    drawn = paired_draws(real, sets["arm"], sets["base"], 20, 3)
+    assert pair["difference"] == apart > 0
+    assert pair["replicates"] == pytest.approx(apart + drawn - drawn.mean(), abs=1e-4) and np.ptp(drawn) > 0
