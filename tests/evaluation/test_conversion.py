@@ -22,6 +22,7 @@ from tpdiff.recipes import recipe_path
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training.checkpoint import write_pipeline
 from tpdiff.training.setup import open_dataset
+from tpdiff.training.trainer import Trainer
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -250,8 +251,15 @@ def test_a_budget_is_spent_to_the_last_step_that_fits(desk, tmp_path):
     dataset = open_dataset(config)
     _, (fine, coarse) = steps_within(config, tmp_path / "run", 1e12, dataset)
     assert coarse < fine / 2
-    steps, _ = steps_within(config, tmp_path / "run", 2 * fine + 2 * coarse, dataset)  # two clips of each stage
-    assert steps in (1, 2, 3)
+    mix = Trainer(config, tmp_path / "run", dataset=dataset, dry=True).mix
+
+    def cost(steps):
+        drawn = [stage for step in range(steps) for stage in mix.stages(step, 0)]
+        return sum(config.train.batch_size * (fine, coarse)[stage] for stage in drawn)
+
+    for budget in (9 * fine, cost(5)):
+        steps, _ = steps_within(config, tmp_path / "run", budget, dataset)
+        assert cost(steps) <= budget < cost(steps + 1)
     with pytest.raises(ValueError, match="one step costs"):
         steps_within(config, tmp_path / "run", coarse, dataset)
 
