@@ -8,7 +8,7 @@ import torch
 
 from tpdiff.evaluation.bench import bench
 from tpdiff.evaluation.plots import bench_picture
-from tpdiff.evaluation.watch import peak_bytes, reset_peak
+from tpdiff.evaluation.watch import Watch, peak_bytes, reset_peak
 from tpdiff.families.models import find_published
 from tpdiff.files import write_whole
 
@@ -64,6 +64,24 @@ def test_other_ways_of_guidance(name):
 def test_without_guidance_there_is_one_pass(wan):
     made = bench(wan, (17, 64, 64), "T", 2, (1, 1), guidance=False, rounds=1, warmup=0)
     assert made.rows[0].flops == pytest.approx(made.plan.plain.tflops * 1e12)
+
+
+def test_seconds_are_told_by_step_and_stage(wan, monkeypatch):
+    """Of clocks that are known: two passes of guidance make a step."""
+    plain = Watch([1, 2, 3, 4, 10, 20], scheduler=1, total=50, peak=7)
+    pyramid = Watch([1, 1, 2, 3, 4, 5], scheduler=2, total=20, peak=6)
+    watches = iter([plain, pyramid])
+    monkeypatch.setattr("tpdiff.evaluation.bench.watched", lambda *args: next(watches))
+    seconds = {"plain": [50.0, 60.0], "pyramid": [20.0, 10.0]}
+    monkeypatch.setattr("tpdiff.evaluation.bench.measure", lambda *args: seconds)
+    made = bench(wan, (17, 64, 64), "T", 2, (1, 2), plain_steps=3)
+    assert (made.plain_step_seconds, made.step_seconds) == (7, (2, 7))
+    assert (made.scheduler_share, made.peaks) == ((1 / 50, 2 / 20), (7, 6))
+    figures = made.as_dict()
+    assert (figures["plain_seconds_per_step"], figures["step_is_short"]) == (7, False)
+    assert [stage["seconds_per_step"] for stage in figures["stages"]] == [2, 7]
+    assert [row["seconds"] for row in figures["rows"]] == list(seconds.values())
+    assert (figures["speedup"], figures["speedup_by_round"]) == (pytest.approx(55 / 15), [2.5, 6])
 
 
 def test_a_picture_of_it(measured, tmp_path):

@@ -55,6 +55,15 @@ def test_its_counts_are_the_runs(tiny, tmp_path, overrides):
     assert made.checkpoints == 3 and made.fits
 
 
+def test_memory_is_what_a_step_adds(tiny, tmp_path, monkeypatch):
+    """By what the system is taken to say before and after a step of each stage."""
+    monkeypatch.setattr("tpdiff.training.dry_run.peak_bytes", iter([100, 160, 200, 230, 300, 310]).__next__)
+    made = dry_run(tiny(), tmp_path / "run", rounds=1)
+    assert [stage.memory for stage in made.stages] == [60, 30, 10]
+    monkeypatch.setattr("tpdiff.training.dry_run.peak_bytes", lambda: None)
+    assert {stage.memory for stage in dry_run(tiny(), tmp_path / "run", rounds=1).stages} == {None}
+
+
 def test_stages_without_a_weight_are_not_tried(tiny, tmp_path):
     """Coarsest first: 2 and 1 are trained, and what 0, the finest, would take is of no concern."""
     asked = set()

@@ -1,0 +1,26 @@
+"""An evaluation's figures are those of the metrics, of the clips that it names."""
+
+import pytest
+
+from tpdiff.evaluation.made import folder_clips
+from tpdiff.evaluation.quality import evaluate
+from tpdiff.metrics import Reference, frechet_distance, frechet_interval, kernel_distance
+from tpdiff.metrics.clips import load_clips
+from tpdiff.metrics.motion import measure_motion
+
+
+def test_an_evaluation_says_what_the_metrics_say(clips, tmp_path):
+    reference = Reference.fit(clips, frames=8, height=16, width=16)
+    made = folder_clips(clips / "train", reference.geometry, 4, seed=1)  # not those of the floor
+    found = evaluate(reference, made, tmp_path, rounds=20, seed=3)
+    real, features = reference.real, reference.project(made.load(0, 4))
+    interval = frechet_interval(real, features, 20, 3)
+    assert found.distance.as_dict() == pytest.approx(interval.as_dict()) and 0 <= interval.low < interval.high
+    assert found.kernel_distance == pytest.approx(kernel_distance(real, features))
+    assert (found.clips, found.real_clips, found.floor_clips) == (4, 6, 4)
+    held = reference.held[:4]
+    assert found.floor == pytest.approx(frechet_distance(real, held)) and abs(found.floor - interval.value) > 1
+    assert found.kernel_floor == pytest.approx(kernel_distance(real, held)) and found.kernel_floor != 0
+    motion = {"real": load_clips(reference.clips, reference.geometry), "made": made.load(0, 4)}
+    flicker = {side: measure_motion(videos).means()["flicker"] for side, videos in motion.items()}
+    assert found.figures["flicker"] == pytest.approx(flicker) and abs(flicker["real"] - flicker["made"]) > 1e-4
