@@ -122,6 +122,18 @@ def test_following_a_flow_reads_between_pixels():
     assert inside[0, :7, :7].all() and not inside[0, 7].any() and not inside[0, :, 7].any()
 
 
+def test_a_pair_with_no_point_in_sight_counts_with_all_of_its_points(monkeypatch):
+    """By flows that are given: between the first two frames, forth and back, both go to the right."""
+    flows = torch.zeros(2, 2, 16, 16)
+    flows[0, 0] = 3
+    assert visible(flows, flows).flatten(1).float().mean(1).tolist() == [0, 1]
+    monkeypatch.setattr("tpdiff.metrics.motion.optical_flow", lambda first, second: flows)
+    frames = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
+    frames[:, 1:] = 255
+    figures = one(frames)
+    assert (figures["warping_error"], figures["acceleration"]) == pytest.approx((1 / 2, 3))
+
+
 def test_batches_join_to_what_the_whole_gives_bit_for_bit():
     videos = torch.stack([clip(steady((1, 0), 4)), clip(steady((0, 3), 4)), clip([(0, 0)] * 4)])
     before = cv2.getNumThreads(), torch.get_num_threads()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -103,18 +104,18 @@ def test_a_coefficient_counts_by_how_much_of_a_band_it_fills(elements, coefficie
 
 
 def test_batches_are_read_one_at_a_time_and_count_by_their_clips():
-    clips = noise(6, 2, 5, 4, 4)
-    alive = 0
+    clips, read, alive = noise(6, 2, 5, 4, 4), [], []
 
     def stream():
-        nonlocal alive
         for part in clips.split([1, 3, 2]):
-            alive += 1
-            yield part.to(torch.bfloat16)
-            alive -= 1
+            batch = part.to(torch.bfloat16)
+            read.append(weakref.ref(batch))
+            yield batch
+            del batch
+            alive.append(sum(seen() is not None for seen in read))
 
     parts = measure_spectrum(stream(), bands=(5, 4, 4))
-    assert alive == 0
+    assert alive == [1, 1, 1]
     whole = measure_spectrum([clips.to(torch.bfloat16)], bands=(5, 4, 4))
     np.testing.assert_allclose(parts.power, whole.power)
     assert parts.clips == 6
