@@ -160,6 +160,23 @@ def test_the_page_says_whether_the_claim_holds(tmp_path, converted, verdict):
     assert (tmp_path / "distance.png").stat().st_size > 10_000
 
 
+def test_its_tables_show_the_figures_of_every_variant(tmp_path):
+    study, result = study_of(tmp_path, arms={"converted": []}, seeds=[0]), finished_seed(0, 100.0, 96.0, 8.0)
+    moved, told = {"motion_magnitude": {"real": 1.5, "made": 2.5}}, {"digit": {"real": 0.75, "made": 0.5}}
+    result["variants"]["converted"]["final"] |= {"figures": moved, "accuracy": told}
+    write_result(tmp_path / "seed-0.json", result)
+    page = write_page(study, tmp_path, "the command").read_text()
+    for said in (
+        " 12.5 times fewer operations and 2 times less time (8 clips at once, medians of 1 rounds in turns)",
+        f"| {ORIGINAL} | 50 | 50 | 100 |  | 100 |  | 10 |",
+        "| converted | 2-2 | 4 | 10 | 10.0% | 96 | +3.2% | 9.6 |",
+        f"| {ORIGINAL} | -4 | [-11.6, 3.6] | [-∞, ∞] | -4 |",
+        "| 0 | 8 of 100 | 125 | 100 | 20.0% | no |",
+        "| converted | 0 | digit 0.50 (real 0.75) | 2.50 (real 1.50) |",
+    ):
+        assert said in page
+
+
 def with_arm(result, name, like="converted"):
     """The result of a seed with one more arm."""
     pairs = {base: found | {name: found.get(like, found[FREE])} for base, found in result["paired"].items()}

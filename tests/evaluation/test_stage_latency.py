@@ -91,3 +91,13 @@ def test_a_table_is_not_continued_on_another_machine(benchmark, monkeypatch, tmp
     said = capsys.readouterr().err
     assert f"{kept} was measured elsewhere, with cpu 'an abacus' (here {machine.cpu_model()!r}), gpus ['bea" in said
     assert "--results" in said and "memory" not in said and list(kept.parent.iterdir()) == [kept]
+
+
+def test_its_row_shows_medians_limit_and_what_was_reached(benchmark, tmp_path):
+    sizes = {"network": "N", "config": {}, "size": [17, 64, 64], "machine": machine.describe(), "created": "2026-01-01"}
+    times = {"rows": [{"median": 8.0}, {"median": 5.0}], "plain_seconds_per_step": 2.5, "speedup": 1.6}
+    limits = {"speedup_by_round": [1.5, 1.75], "planned_speedup": 2.0, "reached": 0.8}
+    row = {"model": "wan", "stages": [{}, {}], "steps": [3, 1]} | sizes | times | limits
+    page = benchmark._page(benchmark.Table.model_validate(TINY), [row], tmp_path, "command").read_text()
+    heads = "model | stages | steps | full-size step, s | plain, s | pyramid, s | speed-up (by round) | limit | reached"
+    assert f"| {heads} |" in page and "| wan | 2 | 3-1 | 2.5 | 8 | 5 | 1.60 (1.50 / 1.75) | 2.00 | 80.0% |" in page
