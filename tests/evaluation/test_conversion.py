@@ -266,7 +266,7 @@ def test_a_budget_is_spent_to_the_last_step_that_fits(desk, tmp_path):
     desk.build(0, tmp_path / "base")
     config = desk.study.arm_config("converted", desk.data, tmp_path / "base", 0, 1)
     dataset = open_dataset(config)
-    _, (fine, coarse) = steps_within(config, tmp_path / "run", 1e12, dataset)
+    _, (fine, coarse) = steps_within(config, tmp_path / "run", 1e8, dataset)
     assert coarse < fine / 2
     mix = Trainer(config, tmp_path / "run", dataset=dataset, dry=True).mix
 
