@@ -82,3 +82,17 @@ def test_a_pipeline_that_cleans_prompts_by_a_package(saved, monkeypatch):
 
 def test_a_pipeline_of_no_family_needs_nothing():
     assert packages_for("SomeonesPipeline") == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("PyramidPipeline", "it holds a PyramidPipeline, which tpdiff made; what is wanted here is a pipeline of"),
+        ("WonPipeline", "it holds a WonPipeline, which diffusers .* does not have$"),
+    ],
+)
+def test_a_pipeline_of_no_class_of_diffusers(tmp_path, name, message):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    for hollow in (None, lambda component: True):
+        with pytest.raises(ValueError, match=f"^no diffusers pipeline in '{tmp_path}': {message}"):
+            load_stock(str(tmp_path), hollow=hollow)

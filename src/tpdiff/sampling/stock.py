@@ -19,6 +19,7 @@ from torch import nn
 from tpdiff.families.base import packages_for
 
 Dtypes = torch.dtype | dict[str, torch.dtype]  # of all components, or by name, "default" that of the others
+OWN = "PyramidPipeline"
 IMPORTED_AS = {"protobuf": "google.protobuf"}
 
 
@@ -32,7 +33,8 @@ def load_stock(path: str, dtype: Dtypes = torch.float32, hollow: Callable[[str],
             that were saved as None then stay so.
 
     Raises:
-        ValueError: none is there, or it needs packages that are not installed, by their names.
+        ValueError: none is there, one of a class that diffusers lacks (tpdiff's own among them), or it needs packages
+            that are not installed, by their names.
     """
     with _is_a_pipeline(path):
         missing = missing_packages(path)
@@ -53,11 +55,12 @@ def missing_packages(path: str) -> list[str]:
     """What a pipeline's tokenizers and calls need and is not installed. Of one on the hub, no weights are fetched.
 
     Raises:
-        OSError, ValueError: no pipeline is there.
+        OSError, ValueError: no pipeline is there, or none of diffusers.
     """
     small = ["model_index.json", "tokenizer*/*"]
     folder = Path(path if Path(path).is_dir() else snapshot_download(path, allow_patterns=small))
     index: Any = DiffusionPipeline.load_config(str(folder))
+    _check_class(index.get("_class_name"))
     needed = [*packages_for(str(index.get("_class_name")))]
     if any(not (model.parent / "tokenizer.json").is_file() for model in folder.glob("tokenizer*/*.model")):
         needed += ["sentencepiece", "protobuf"]
@@ -81,6 +84,14 @@ def _is_a_pipeline(path: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise ValueError(f"no diffusers pipeline in {path!r}: {' '.join(str(error).split())}") from error
+
+
+def _check_class(name: Any) -> None:
+    """Raise ValueError for the name of a class that is none of diffusers."""
+    if name == OWN:
+        raise ValueError(f"it holds a {OWN}, which tpdiff made; what is wanted here is a pipeline of diffusers")
+    if isinstance(name, str) and not hasattr(diffusers, name):
+        raise ValueError(f"it holds a {name}, which diffusers {diffusers.__version__} does not have")
 
 
 def _is_installed(package: str) -> bool:
