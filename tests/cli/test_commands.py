@@ -130,6 +130,15 @@ def test_a_video_has_the_trained_geometry(model, tmp_path):
     assert os.listdir(tmp_path) == ["a.mp4"]
 
 
+def test_the_case_of_a_suffix_does_not_matter(untold, tmp_path):
+    code, _, err = call("sample", untold, "--out", tmp_path / "w.MP4", "--steps", 2)
+    assert code == 0, err
+    assert len(decode(tmp_path / "w.MP4")[0]) == 8
+    code, _, err = call("sample", untold, "--num-videos", 2, "--out", tmp_path / "v.MP4", "--steps", 2)
+    assert code == 0, err
+    assert sorted(p.name for p in (tmp_path / "v").iterdir()) == ["0000.mp4", "0001.mp4"]
+
+
 def test_size_and_frames_can_be_asked_for(model, tmp_path):
     code, _, err = call(
         "sample", model, "--out", tmp_path / "a.mp4", "--steps", "1,1,2", "--size", "24x32", "--frames", 4

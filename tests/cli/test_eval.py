@@ -13,8 +13,6 @@ from tpdiff.data import read_video, render_digits, write_video
 from tpdiff.evaluation.made import folder_clips, folder_geometry, model_geometry, open_model
 from tpdiff.metrics import Reference
 from tpdiff.metrics.clips import choose_clips, find_sources
-from tpdiff.models.video_dit import VideoDiT
-from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
 from tpdiff.sampling.pipeline import PyramidPipeline
 
 
@@ -48,17 +46,6 @@ def run(tiny_values, tmp_path_factory):
     code, _, err = call("train", folder / "tiny.yaml", "train.steps=2", "--out", folder / "run")
     assert code == 0, err
     return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def untold(tmp_path_factory):
-    """A model of random weights that is told no captions."""
-    folder = tmp_path_factory.mktemp("untold")
-    torch.manual_seed(0)
-    network = VideoDiT(patch_size=(1, 8, 8), hidden_size=24, num_layers=1, num_attention_heads=2)
-    stages = Pyramid(FlowMatchingSchedule(), [(1, 1, 1), (2, 1, 1)]).config()
-    PyramidPipeline(network, pyramid=stages, default_size=(8, 16, 16), fps=8).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

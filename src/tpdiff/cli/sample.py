@@ -133,7 +133,8 @@ def _paths(out: Path, count: int) -> list[Path]:
     """
     if out.suffix.lower() in OTHER_KINDS:
         raise ValueError(f"videos are written as .mp4; {out} ends in {out.suffix!r}")
-    if out.suffix == ".mp4" and count == 1:
+    is_file = out.suffix.lower() == ".mp4"
+    if is_file and count == 1:
         return [out]
-    folder = out.with_suffix("") if out.suffix == ".mp4" else out
+    folder = out.with_suffix("") if is_file else out
     return [folder / f"{i:04d}.mp4" for i in range(count)]
