@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tpdiff.pyramid import check_axis, check_video_size
-from tpdiff.pyramid.geometry import largest_video_size
+from tpdiff.pyramid.geometry import exact_strides, largest_video_size
 
 
 def refusal(call, *args, **options) -> str:
@@ -56,6 +56,13 @@ def test_every_size_is_judged_as_by_division():
                 for number in numbers:
                     check_axis("height", number, {"pyramid": multiple}, causal)
                 assert all(abs(number - value) <= multiple or value < number for number in numbers)
+
+
+@pytest.mark.parametrize("factors", [[1, 2, 4], "T", ["111", "211"], 2, None, [(1, 1, 1), (2, "1", 1)], [(1, 1)]])
+def test_factors_that_are_no_strides_are_refused(factors):
+    said = re.escape(f", such as [(1, 1, 1), (2, 1, 1)]; got {factors!r}")
+    with pytest.raises(ValueError, match=rf"^factors are \(T, H, W\) strides >= 1, .*{said}$"):
+        exact_strides(factors)
 
 
 def test_a_fraction_of_a_pixel_is_refused():

@@ -40,6 +40,9 @@ def test_steps_of_every_stage(steps, stages, counts):
         ([5, 5, 5, 5], r"4 step counts \(5-5-5-5\) for 3 stages"),
         ([5, 0, 5], "at least one whole step, got 5-0-5; nearest: 1"),
         ([5, 2.5, 5], "at least one whole step, got 5-2.5-5"),
+        ("20,20,10", r"steps '20,20,10' are neither a whole total \(30\) nor one count a stage, coarsest first \(\[10"),
+        (6.0, "steps 6.0 are neither a whole total"),
+        (None, "steps None are neither a whole total"),
     ],
 )
 def test_counts_that_cannot_be_are_refused(steps, complaint):

@@ -2,9 +2,10 @@
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 AXIS_NAMES = ("num_frames", "height", "width")
 LARGEST_DENOMINATOR = 64  # of a stride: a float is read as the nearest fraction up to here
@@ -19,15 +20,16 @@ def exact_strides(factors: Sequence[Sequence[float | Fraction]]) -> tuple[Stride
         factors: each stride an int, a `Fraction`, or a float within rounding of a simple fraction (1.5, 4 / 3).
 
     Raises:
-        ValueError: a stride below 1 or of no simple fraction, a finest stage that is not (1, 1, 1), or strides that
-            shrink.
+        ValueError: not three numbers a stage, a stride below 1 or of no simple fraction, a finest stage that is not
+            (1, 1, 1), or strides that shrink.
     """
     exact: list[Strides] = []
+    if not _are_strides(factors):
+        raise ValueError(
+            "factors are (T, H, W) strides >= 1, whole or fractions, finest stage first, such as [(1, 1, 1), "
+            f"(2, 1, 1)]; got {factors!r}"
+        )
     for stage in factors:
-        if len(stage) != 3 or not all(1 <= f < math.inf for f in stage):
-            raise ValueError(
-                f"factors are (T, H, W) strides >= 1, whole or fractions, finest stage first; got {list(factors)}"
-            )
         t, h, w = (_simple_fraction(f, name) for f, name in zip(stage, AXIS_NAMES, strict=True))
         exact.append((t, h, w))
     if not exact or exact[0] != (1, 1, 1):
@@ -44,6 +46,16 @@ def plain_strides(strides: Strides) -> tuple[float, float, float]:
     """The strides as plain numbers: int where whole, else float."""
     t, h, w = (int(f) if f.denominator == 1 else float(f) for f in strides)
     return t, h, w
+
+
+def _are_strides(factors: Any) -> bool:
+    """Whether these are stages of three numbers from 1 up."""
+    return isinstance(factors, Iterable) and all(
+        isinstance(stage, Iterable)
+        and len(sides := list(stage)) == 3
+        and all(isinstance(f, numbers.Real) and 1 <= float(f) < math.inf for f in sides)
+        for stage in factors
+    )
 
 
 def _simple_fraction(value: float | Fraction, axis: str) -> Fraction:

@@ -1,7 +1,7 @@
 """Step counts: how many sampling steps each stage gets."""
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def split_steps(steps: int | Sequence[int], stages: int) -> list[int]:
@@ -13,7 +13,7 @@ def split_steps(steps: int | Sequence[int], stages: int) -> list[int]:
         stages: S.
 
     Raises:
-        ValueError: fewer than one step a stage, or a list of another length than S.
+        ValueError: neither a whole number nor a list, fewer than one step a stage, or a list of another length than S.
     """
     if isinstance(steps, int | numbers.Integral):  # numpy's are no int
         steps = int(steps)
@@ -21,6 +21,10 @@ def split_steps(steps: int | Sequence[int], stages: int) -> list[int]:
             raise ValueError(f"{steps} steps cannot fill {stages} stages; nearest: {stages}")
         each, left = divmod(steps, stages)
         return [each + left] + [each] * (stages - 1)
+    if isinstance(steps, str) or not isinstance(steps, Iterable):
+        raise ValueError(
+            f"steps {steps!r} are neither a whole total (30) nor one count a stage, coarsest first ([10, 10, 10])"
+        )
     counts = list(steps)
     if len(counts) != stages:
         raise ValueError(
