@@ -8,7 +8,14 @@ import pytest
 import yaml
 
 from tpdiff.training.autoencoder_config import AutoencoderConfig, load_recipe
-from tpdiff.training.load_config import ConfigError, build_config, config_difference, dump_config, load_config
+from tpdiff.training.load_config import (
+    ConfigError,
+    build_config,
+    config_difference,
+    dump_config,
+    load_config,
+    read_values,
+)
 from tpdiff.training.objective import build_pyramid
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -338,6 +345,18 @@ def test_a_missing_file_suggests_its_neighbours(tmp_path):
     assert str(tmp_path / "digits.yaml") in str(caught.value)
     with pytest.raises(ConfigError, match="no configuration at"):
         load_config(tmp_path / "nowhere" / "digits.yaml")
+
+
+def test_a_bare_name_is_a_shipped_recipe_where_no_file_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = next(path for path in RECIPES if path.stem == "text-to-video")
+    assert read_values("text-to-video") == yaml.safe_load(shipped.read_text())
+    with pytest.raises(ConfigError, match=r"^no configuration at a/text-to-video$"):
+        read_values("a/text-to-video")
+    with pytest.raises(ConfigError, match=r"^no configuration at vide; no recipe 'vide'; known: .*text-to-video"):
+        read_values("vide")
+    (tmp_path / "text-to-video").write_text("seed: 7\n")
+    assert read_values("text-to-video") == {"seed": 7}
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "data: [unclosed\n"])

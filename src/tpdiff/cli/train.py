@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML recipe (configs/ has one for every experiment).")],
+    config: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of a shipped one (demo).")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, e.g. train.lr=1e-4")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/<recipe's name> if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from tpdiff.recipes import recipe_path
 from tpdiff.training.config import Config
 from tpdiff.training.section import Section
 
@@ -23,8 +24,8 @@ class ConfigError(ValueError):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML recipe and apply `section.key=value` overrides, values written as YAML; those that are text need no
-    quotes.
+    """Read a YAML recipe, a file or the name of a shipped one, and apply `section.key=value` overrides, values written
+    as YAML; those that are text need no quotes.
 
     Raises:
         ConfigError: no such file, bad YAML, unknown keys (with the closest known one) or illegal values.
@@ -33,16 +34,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
-    """The nested values of a YAML recipe.
+    """The nested values of a YAML recipe: of a file, or of the shipped one where a bare name is no file.
 
     Raises:
-        ConfigError: no such file, with those near by, or not YAML sections.
+        ConfigError: no such file, with those near by and the names of those that are shipped, or not YAML sections.
     """
-    path = Path(path)
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = difflib.get_close_matches(str(path), near, n=3, cutoff=0.4)
-        raise ConfigError(f"no configuration at {path}" + (f"; nearest: {', '.join(hint)}" if hint else ""))
+    path = _recipe_file(Path(path))
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
@@ -102,6 +99,21 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _recipe_file(path: Path) -> Path:
+    """The file itself, or that of the shipped recipe of this bare name."""
+    if path.is_file():
+        return path
+    near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    hint = difflib.get_close_matches(str(path), near, n=3, cutoff=0.4)
+    absent = f"no configuration at {path}" + (f"; nearest: {', '.join(hint)}" if hint else "")
+    if path.suffix or str(path) != path.name:
+        raise ConfigError(absent)
+    try:
+        return recipe_path(path.name)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{absent}; {error}") from None
 
 
 def _parse(key: str, text: str, is_text: bool) -> Any:
