@@ -366,6 +366,21 @@ def test_a_file_that_is_no_configuration_is_named(text, tmp_path):
         load_config(tmp_path / "run.yaml")
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "program"),
+    [
+        ("study-gameplay-flow", "arms", "training_comparison"),
+        ("ablation-fronts", "variants", "ablations"),
+        ("conversion-wan", "original", "conversion"),
+    ],
+)
+def test_a_study_is_told_from_a_recipe(name, key, program):
+    path = CONFIGS[0].with_name(f"{name}.yaml")
+    said = f"^{path} is a study, since it has '{key}', and no recipe; run it by: python benchmarks/{program}.py {path}$"
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(path)
+
+
 def test_an_empty_file_lacks_its_sections(tmp_path):
     (tmp_path / "run.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"data is required.*train is required"):

@@ -16,6 +16,7 @@ from tpdiff.training.section import Section
 Kind = TypeVar("Kind", bound=Section)
 
 QUOTES = ("'", '"', "|", ">")  # with which YAML begins a text
+STUDIES = {"original": "conversion.py", "variants": "ablations.py", "arms": "training_comparison.py"}  # by a key
 NULLS = ("", "~", "null", "Null", "NULL")
 
 
@@ -37,7 +38,8 @@ def read_values(path: str | Path) -> dict[str, Any]:
     """The nested values of a YAML recipe: of a file, or of the shipped one where a bare name is no file.
 
     Raises:
-        ConfigError: no such file, with those near by and the names of those that are shipped, or not YAML sections.
+        ConfigError: no such file, with those near by and the names of those that are shipped, not YAML sections, or
+            those of a study, with the command that runs it.
     """
     path = _recipe_file(Path(path))
     try:
@@ -46,6 +48,11 @@ def read_values(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold sections such as data, model, train")
+    for key, program in STUDIES.items():
+        if key in values:
+            raise ConfigError(
+                f"{path} is a study, since it has {key!r}, and no recipe; run it by: python benchmarks/{program} {path}"
+            )
     return values
 
 
