@@ -360,3 +360,16 @@ def test_a_model_and_the_file_are_checked_before_the_real_clips_are_looked_at(re
 def test_help():
     code, out, err = call("eval", "--help")
     assert code == 0 and err == "" and "--guidance-scale" in out
+
+
+def test_one_real_clip_is_too_few_before_anything_is_fitted(real, made, tmp_path):
+    shutil.copytree(real, tmp_path / "one")
+    rows = [json.loads(line) for line in (real / "metadata.jsonl").read_text().splitlines()]
+    tested = sorted(row["file_name"] for row in rows if row["file_name"].startswith("test/"))
+    kept = [row for row in rows if row["file_name"] not in tested[1:]]
+    (tmp_path / "one" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    for name in tested[1:]:
+        (tmp_path / "one" / name).unlink()
+    said = refused("eval", tmp_path / "one", made, "--cache-dir", tmp_path / "cache")
+    assert f"the real clips (split 'test' of {tmp_path / 'one'}) are 1, and a distance needs at least 2; give" in said
+    assert not (tmp_path / "cache").exists()

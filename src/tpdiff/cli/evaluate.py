@@ -98,6 +98,11 @@ def evaluate(
         check_captions("made", [fact.get("caption") for fact in ours.facts])
 
     def check(like: Sequence[Clip]) -> None:
+        if len(like) < 2:
+            raise ValueError(
+                f"the real clips (split {split!r} of {real}) are {len(like)}, and a distance needs at least 2; give "
+                "another --split, fewer --frames, or more videos"
+            )
         if model is not None:
             model.check(like)
         if ours is not None and geometry.fps is None:
