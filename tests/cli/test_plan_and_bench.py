@@ -79,10 +79,24 @@ def test_a_budget_is_met():
     seconds = figures("plan", "ltx", "--axes", "T", "--budget-seconds", 15, "--tflops-per-second", 100)
     assert seconds["suggestion"]["steps"] == suggestion["steps"]
     assert seconds["seconds"] == pytest.approx(seconds["total_tflops_with_guidance"] / 100)
-    code, out, _ = call("plan", "ltx", "--budget-seconds", 15, "--tflops-per-second", 100, "--no-guidance")
+    code, out, _ = call("plan", "ltx", "--budget-seconds", 8, "--tflops-per-second", 100, "--no-guidance")
     assert code == 0
     assert "within the budget:" in out
     assert "with guidance" not in out
+
+
+def test_steps_that_fit_the_budget_are_left_alone():
+    asked = ("plan", "ltx", "--axes", "T", "--steps", "20,20,10", "--budget-tflops")
+    plan = figures(*asked, 100_000)
+    assert plan["within_budget"] and plan["suggestion"] is None
+    least = plan["total_tflops_with_guidance"]
+    assert figures(*asked, least)["within_budget"]
+    less = figures(*asked, 0.99 * least)
+    assert not less["within_budget"] and less["suggestion"]["steps"] != [20, 20, 10]
+    code, out, _ = call(*asked, 100_000)
+    assert code == 0
+    assert "\n  within the budget of 100,000 TFLOPs\n" in out
+    assert "17-17-16" not in out
 
 
 @pytest.mark.parametrize(

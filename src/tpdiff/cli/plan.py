@@ -27,7 +27,7 @@ def plan(
     steps: Annotated[str | None, typer.Option(help="A total (50) or one count a stage, coarsest first.")] = None,
     plain_steps: Annotated[int | None, typer.Option(help="Of the plain schedule; as many in all if not given.")] = None,
     guidance: Annotated[bool, typer.Option(help="Count what guidance takes.")] = True,
-    budget_tflops: Annotated[float | None, typer.Option(help="Suggest steps that take at most so many.")] = None,
+    budget_tflops: Annotated[float | None, typer.Option(help="Suggest steps within it, if these are not.")] = None,
     budget_seconds: Annotated[float | None, typer.Option(help="The same; needs --tflops-per-second.")] = None,
     tflops_per_second: Annotated[float | None, typer.Option(help="What your device sustains with the model.")] = None,
     spectrum: Annotated[
@@ -70,11 +70,14 @@ def plan(
     made = planning.plan(find_published(model), (frames, height, width), axes, stages, counts, plain_steps, guidance)
     figures = made.as_dict()
     suggested = None
+    passes = made.passes if guidance else 1
     if budget_tflops is not None:
+        figures["within_budget"] = made.total_tflops * passes <= budget_tflops
+        figures["suggestion"] = None
+    if budget_tflops is not None and not figures["within_budget"]:
         wanted = planning.suggest(made, budget_tflops, guidance)
         parts = zip(made.stages, wanted, strict=True)
         suggested = replace(made, stages=tuple(replace(stage, steps=n) for stage, n in parts))
-        passes = made.passes if guidance else 1
         figures["suggestion"] = {
             "budget_tflops": budget_tflops,
             "guidance": guidance,
@@ -83,7 +86,6 @@ def plan(
             "speedup": suggested.speedup,
         }
     if tflops_per_second is not None:
-        passes = made.passes if guidance else 1
         figures["seconds"] = made.total_tflops * passes / tflops_per_second
         figures["plain_seconds"] = made.plain.tflops * passes / tflops_per_second
     if spectrum is not None:
@@ -98,7 +100,7 @@ def plan(
     if as_json:
         print(json.dumps(figures, indent=2))
         return
-    _show(made, suggested, guidance, tflops_per_second)
+    _show(made, budget_tflops, suggested, guidance, tflops_per_second)
     if spectrum is not None:
         _show_spectrum(figures["spectrum"])
 
@@ -126,7 +128,7 @@ def _show_spectrum(figures: dict[str, Any]) -> None:
     print(f"  uniform ends would lose {lost} of the strongest missing band's power at the jumps, in turn")
 
 
-def _show(made: Plan, suggested: Plan | None, guidance: bool, rate: float | None) -> None:
+def _show(made: Plan, budget: float | None, suggested: Plan | None, guidance: bool, rate: float | None) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -149,6 +151,8 @@ def _show(made: Plan, suggested: Plan | None, guidance: bool, rate: float | None
     if suggested is not None:
         print("within the budget:")
         _line(suggested, guidance, rate)
+    elif budget is not None:
+        print(f"  within the budget of {_number(budget)} TFLOPs")
     print(f"memory: {made.weights_gib:.1f} GiB of weights in bf16; by stage, in GiB, an estimate of the activations")
     print(f"  of one call of the network (batch {made.batch}): the peak of the live ones, eager, attention fused,")
     print("  without the kernels' workspaces and what an allocator wastes")
