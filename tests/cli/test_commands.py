@@ -322,6 +322,14 @@ def test_a_negative_prompt_wants_guidance(model, tmp_path):
     assert "without guidance nothing leads away from a negative prompt; raise --guidance-scale" in said
 
 
+def test_guidance_wants_something_to_lead_towards(untold, tmp_path):
+    asked = ("sample", untold, "--out", tmp_path / "a.mp4", "--steps", 2, "--guidance-scale")
+    said = refused_in_a_line(*asked, 4)
+    assert said == "this model is told nothing that guidance could lead towards; leave out --guidance-scale 4"
+    assert tree(tmp_path) == {}
+    assert call(*asked, 1)[0] == 0
+
+
 def test_sampling_refuses_before_the_model_is_read(tmp_path):
     (tmp_path / "file").write_text("")
     for options, message in (("--steps abc", "steps 'abc'"), ("--out file/a.mp4", "cannot be written")):

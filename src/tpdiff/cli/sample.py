@@ -48,6 +48,7 @@ def sample(
 
     from tpdiff.data import write_video
     from tpdiff.files import check_writable
+    from tpdiff.models.conditioning import NoCondition
     from tpdiff.models.memory import keep_freed_memory
     from tpdiff.sampling.opening import open_pipeline
     from tpdiff.sampling.tuned import TunedPipeline
@@ -67,6 +68,11 @@ def sample(
     if pictures and not isinstance(pipeline, TunedPipeline):
         raise ValueError("this model starts from no picture; leave out --image")
     pipeline.conditioner.check([*texts, negative_prompt])
+    if isinstance(pipeline.conditioner, NoCondition) and guidance_scale not in (None, 1):
+        raise ValueError(
+            "this model is told nothing that guidance could lead towards; "
+            f"leave out --guidance-scale {guidance_scale:g}"
+        )
     usual = None if isinstance(pipeline, TunedPipeline) else 1.0
     if negative_prompt is not None and (usual if guidance_scale is None else guidance_scale) == 1:
         raise ValueError("without guidance nothing leads away from a negative prompt; raise --guidance-scale above 1")
