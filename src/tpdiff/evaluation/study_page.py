@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tpdiff.evaluation.markdown import (
 from tpdiff.evaluation.plots import distance_plots, style
 from tpdiff.evaluation.study import Study, read_seed, read_trial
 from tpdiff.evaluation.study_figures import AXES, IN_A_ROW, difference, learnt, plateau, reached, sooner, to_final
+from tpdiff.training.load_config import flatten
 
 PLOT = "distance.png"
 SECONDS = {"wall": "seconds", "cpu": "seconds of processor time"}
@@ -116,7 +117,7 @@ def _lines(study: Study, seeds: Sequence[Mapping[str, Any]], results: Path, comm
 
 def _settings_table(study: Study, result: Mapping[str, Any]) -> list[str]:
     """What differs between the arms' configurations, learning rates apart."""
-    flat = [dict(_flat(result["arms"][arm]["config"])) for arm in study.arms]
+    flat = [dict(flatten(result["arms"][arm]["config"])) for arm in study.arms]
     keys = sorted({key for one in flat for key in one} - {"train.lr"})
     apart = [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
     rows = [
@@ -124,14 +125,6 @@ def _settings_table(study: Study, result: Mapping[str, Any]) -> list[str]:
         for arm, one in zip(study.arms, flat, strict=True)
     ]
     return table(["arm", *apart], rows)
-
-
-def _flat(config: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{within}{key}.")
-        else:
-            yield f"{within}{key}", value
 
 
 def _apart(study: Study, seeds: Sequence[Mapping[str, Any]]) -> str:
