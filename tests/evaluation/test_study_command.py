@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tpdiff.evaluation.study_run import Interrupted
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import study_command
+import training_comparison
 from study_command import carry_out, heed, size_of, stop_with
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -78,3 +80,15 @@ def test_the_size_for_a_gpu_needs_one():
     else:
         with pytest.raises(ValueError, match="there is no CUDA device here; use cpu"):
             size_of(argparse.Namespace(device="cuda"))
+
+
+def test_of_what_is_finished_only_the_page_is_made(monkeypatch, tmp_path):
+    name, root = "study-gameplay-tubelets", Path(__file__).resolve().parents[2]
+    shutil.copytree(root / "docs" / "results" / name, tmp_path / "results" / name)
+    (tmp_path / "results" / name / "README.md").unlink()
+    asked = [root / "configs" / f"{name}.yaml", "--results", tmp_path / "results", "--work", tmp_path / "work"]
+    monkeypatch.setattr(sys, "argv", ["training_comparison.py", *map(str, asked)])
+    monkeypatch.setattr(training_comparison, "make_data", lambda *_: pytest.fail("clips were made"))
+    assert training_comparison.main() == 0
+    assert "# Vanilla and temporal-pyramid training" in (tmp_path / "results" / name / "README.md").read_text()
+    assert not (tmp_path / "work").exists()
