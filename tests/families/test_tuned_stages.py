@@ -181,3 +181,18 @@ def test_one_generator_a_video_is_enough_for_decoding_from_noise():
     assert calls == []
     options = two | {"output_type": "latent"}  # nothing is decoded
     assert len(pipeline(["a cat", "a ball"], generator=[seeded(), seeded(1)], **options).frames) == 2
+
+
+def test_every_prompt_may_have_a_negative_one_of_its_own():
+    pipeline = tuned(WAN.pipe(), told(WAN))
+
+    def made(negative):
+        seeds = [torch.Generator().manual_seed(i) for i in range(2)]
+        options = {"num_inference_steps": [1, 1], "guidance_scale": 4.0, "output_type": "latent"}
+        return pipeline(["a cat", "a dog"], negative_prompt=negative, generator=seeds, **options).frames
+
+    both, first = made(["a bird", "a small red fish"]), made("a bird")
+    assert torch.allclose(both[:1], first[:1], atol=1e-5)
+    assert not torch.allclose(both[1:], first[1:], atol=1e-5)
+    with pytest.raises(ValueError, match="1 negative prompts for 2 prompts; give one, or one a prompt"):
+        made(["a bird"])

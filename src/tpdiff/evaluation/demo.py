@@ -162,12 +162,8 @@ def time_sampling(
         wait()
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(0)
-        told: dict[str, Any] = {
-            "num_inference_steps": STEPS,
-            "guidance_scale": GUIDANCE,
-            "output_type": "latent",
-        }
-        made = pipelines[name](prompts, generator=generator, **told)
+        options: dict[str, Any] = {"guidance_scale": GUIDANCE, "generator": generator, "output_type": "latent"}
+        made = pipelines[name](prompts, num_inference_steps=STEPS, **options)
         wait()
         sampled[name].append(time.perf_counter() - started)
         return torch.as_tensor(made.frames)

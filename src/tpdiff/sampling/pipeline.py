@@ -248,9 +248,11 @@ class PyramidPipeline(DiffusionPipeline):
         condition = self.conditioner.encode(prompts, device)
         null = self.conditioner.encode(negative, device) if prompts != negative else None  # guidance would lead nowhere
         told = {"per_stage": self.config.per_stage_target, "policy": self.config.timestep_policy}
-        denoisers = [
-            guided_denoiser(self.transformer, self.pyramid, condition, null, scale, **told) for scale in scales[::-1]
-        ]
+        by_scale = {
+            scale: guided_denoiser(self.transformer, self.pyramid, condition, null, scale, **told)
+            for scale in {*scales}
+        }
+        denoisers = [by_scale[scale] for scale in reversed(scales)]
         steps = [len(grid) - 1 for grid in grids.values()]
         self._interrupt = False
         with self.progress_bar(total=sum(steps)) as bar:

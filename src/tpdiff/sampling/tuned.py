@@ -107,7 +107,7 @@ class TunedPipeline:
         *,
         num_inference_steps: int | Sequence[int] = 30,
         guidance_scale: float | None = None,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -122,7 +122,11 @@ class TunedPipeline:
         """
         alone = prompt is None or isinstance(prompt, str)
         prompts: list[Any] = [prompt] if alone or not isinstance(prompt, Sequence) else list(prompt)
-        self.conditioner.check([*prompts, negative_prompt])
+        alike = isinstance(negative_prompt, str | None)
+        negative: list[Any] = [negative_prompt] * len(prompts) if alike else list(negative_prompt or ())
+        if len(negative) != len(prompts):
+            raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one a prompt")
+        self.conditioner.check([*prompts, *negative])
         counts = split_steps(num_inference_steps, len(self.pyramid))
         size = zip(AXIS_NAMES, (num_frames, height, width), self.config.default_size, strict=True)
         told: dict[str, Any] = {name: usual if given is None else given for name, given, usual in size}
@@ -130,7 +134,7 @@ class TunedPipeline:
         if guidance_scale is not None:
             told["guidance_scale"] = guidance_scale
         if negative_prompt is not None:
-            told["negative_prompt"] = [negative_prompt] * len(prompts)
+            told["negative_prompt"] = negative
         self.check_options(told)
         frames, high, wide = (told[name] for name in AXIS_NAMES)
         self.check_size((frames, high, wide))
