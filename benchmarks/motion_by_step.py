@@ -19,7 +19,7 @@ from tpdiff.cli.quiet import quiet
 from tpdiff.evaluation.made import model_geometry
 from tpdiff.evaluation.samples import Sampling, sampled_clips
 from tpdiff.metrics.clips import choose_clips, find_sources, load_clips
-from tpdiff.metrics.motion import optical_flow
+from tpdiff.metrics.motion import cuts, optical_flow
 from tpdiff.sampling.opening import open_pipeline
 
 BATCH = 32
@@ -51,10 +51,9 @@ def steps_of(batches: Iterable[Tensor]) -> Tensor:
 
 def said(name: str, steps: Tensor) -> str:
     """The line of some clips' steps (clips, T - 1)."""
-    usual = steps.median(dim=1, keepdim=True).values
-    cuts = (steps > 2 * usual + 0.1).float().mean(0)
+    usual = steps.median(dim=1).values
     by_step = " ".join(f"{value:.2f}" for value in steps.mean(0).tolist())
-    shares = " ".join(f"{100 * share:.0f}" for share in cuts.tolist())
+    shares = " ".join(f"{100 * share:.0f}" for share in cuts(steps).float().mean(0).tolist())
     return (
         f"{name}, {len(steps)} clips: mean {steps.mean():.2f} pixels a frame, median step {usual.mean():.2f}\n"
         f"  by step: {by_step}\n"

@@ -80,7 +80,7 @@ def test_a_folder_of_videos(real, made, cache, tmp_path):
     assert "FVD" not in values and 0 <= distance["low"] < distance["value"] < distance["high"]
     assert values["floor"] > 0 and (values["clips"], values["real_clips"], values["floor_clips"]) == (10, 6, 6)
     assert values["warning"].startswith("6 clips are too few even for the demo (256 are the least)")
-    assert set(values["figures"]) == {"flicker", "motion_magnitude", "motion_acceleration", "warping_error"}
+    assert set(values["figures"]) == {"flicker", "motion_magnitude", "motion_acceleration", "warping_error", "cuts"}
     protocol = values["protocol"]
     assert (protocol["frames"], protocol["resolution"], protocol["seed"]) == (8, "16x16", 0)
     assert protocol["real"]["split"] == "test" and protocol["fit"]["split"] == "train"

@@ -117,7 +117,7 @@ def test_a_verdict_says_of_known_rows_what_the_metrics_say(judge, tmp_path, monk
     wanted = [digits.index(str(clip.source.entry.extra["digit"])) for clip in clips]
     named = judge.classifier.predict(load_clips(clips, GEOMETRY))["digit"]
     right = np.mean([value == digits[number] for value, number in zip(named, wanted, strict=True)])
-    shown = np.arange(24.0).reshape(count, 4) + 100
+    shown = np.arange(30.0).reshape(count, 5) + 100
     seen = np.array(wanted, dtype=float)
     seen[0] = (seen[0] + 1) % len(digits)  # five of six are right
     draw = np.random.default_rng(0)
@@ -134,6 +134,7 @@ def test_a_verdict_says_of_known_rows_what_the_metrics_say(judge, tmp_path, monk
     motion = measure_motion(load_clips(clips, GEOMETRY)).means()
     assert told["figures"]["flicker"] == {"real": pytest.approx(motion["flicker"]), "made": shown[:, 0].mean()}
     assert told["figures"]["warping_error"]["made"] == shown[:, 3].mean()
+    assert told["figures"]["cuts"]["made"] == shown[:, 4].mean()
     found = told["accuracy"]["digit"]
     assert (found["real"], found["made"]) == pytest.approx((right, 5 / 6)) and right < 5 / 6
 

@@ -35,6 +35,7 @@ REPLICATES = [-20.0 + i / 100 for i in range(1001)]  # -20 to -10
 
 def final(arm, seed):
     figures = {"motion_magnitude": (1.5, 2.0), "motion_acceleration": (0.7, 0.3), "flicker": (0.0123, 0.0456)}
+    figures["cuts"] = (0.77, 0.02)
     return {
         "distance": FINAL[arm] + SCATTER[seed],
         "kernel": 1000.0 + FINAL[arm],
@@ -145,6 +146,7 @@ def test_the_table_of_what_was_learnt(page):
         "motion, pixels a frame": "1.50 (real 2.00)",
         "its acceleration": "0.70 (real 0.30)",
         "flicker": "0.0123 (real 0.0456)",
+        "clips with a cut": "77% (real 2%)",
         "learnt": "yes",
     }
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tpdiff.metrics.motion import Motion, follow, join_motion, measure_motion, optical_flow, visible
+from tpdiff.metrics.motion import Motion, cuts, follow, join_motion, measure_motion, optical_flow, visible
 
 SIZES = [(48, 64), (32, 48), (32, 32), (128, 160)]
 
@@ -32,7 +32,7 @@ def steady(velocity, frames=6):
 
 
 def one(video):
-    """The four figures of one clip."""
+    """The figures of one clip."""
     return measure_motion(video[None]).means()
 
 
@@ -85,6 +85,17 @@ def test_jitter_is_less_smooth_than_steady_motion_of_the_same_speed():
     assert back_and_forth["acceleration"] == pytest.approx(4, rel=0.1)  # from +2 to -2
     assert turned["acceleration"] == pytest.approx(2 * np.sqrt(2), rel=0.1)  # from (2, 0) to (0, 2)
     assert even["acceleration"] < 0.1
+
+
+def test_a_clip_that_jumps_once_has_a_cut_and_one_that_is_fast_has_none():
+    jumps = clip([(0, 0), (1, 0), (2, 0), (5, 0), (6, 0), (7, 0), (8, 0)])
+    assert one(jumps)["cut"] == 1
+    assert one(clip(steady((3, 0))))["cut"] == one(clip(steady((1, 0))))["cut"] == one(clip([(0, 0)] * 4))["cut"] == 0
+
+
+def test_a_cut_is_more_than_twice_the_median_step_and_a_tenth_of_a_pixel():
+    steps = torch.tensor([[1.0, 1.0, 2.05, 1.0, 2.2], [0.01, 0.01, 0.1, 0.01, 0.13]])
+    assert cuts(steps).tolist() == [[False] * 4 + [True]] * 2
 
 
 def test_frames_out_of_order_cannot_be_explained_by_flow():

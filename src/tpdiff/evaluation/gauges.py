@@ -19,8 +19,8 @@ from tpdiff.metrics.clips import Clip, Source
 from tpdiff.metrics.motion import LEAST_FRAMES, LEAST_SIDE, measure_motion
 
 VERSION = 1
-MOTION = ("flicker", "magnitude", "acceleration", "warping_error")
-MOTION_LABELS = ("flicker", "motion_magnitude", "motion_acceleration", "warping_error")
+MOTION = ("flicker", "magnitude", "acceleration", "warping_error", "cut")
+MOTION_LABELS = ("flicker", "motion_magnitude", "motion_acceleration", "warping_error", "cuts")
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,7 @@ def _sooner_table(study: Study, seeds: Sequence[Mapping[str, Any]], base: str) -
 
 def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = []
+    cuts = all("cuts" in one["final"]["figures"] for result in seeds for one in result["arms"].values())
     for arm in study.arms:
         for result in seeds:
             one = result["arms"][arm]
@@ -203,11 +204,12 @@ def _learnt_table(study: Study, seeds: Sequence[Mapping[str, Any]]) -> list[str]
                     accuracy,
                     *(f"{one['made']:.2f} (real {one['real']:.2f})" for one in motion),
                     f"{figures['flicker']['made']:.4f} (real {figures['flicker']['real']:.4f})",
+                    *([f"{figures['cuts']['made']:.0%} (real {figures['cuts']['real']:.0%})"] if cuts else []),
                     f"no: {', '.join(fails)}" if fails else "yes",
                 ]
             )
     heads = ["arm", "seed", "distance, of the untrained", "classifier's accuracy", "motion, pixels a frame"]
-    return table([*heads, "its acceleration", "flicker", "learnt"], rows)
+    return table([*heads, "its acceleration", "flicker", *(["clips with a cut"] if cuts else []), "learnt"], rows)
 
 
 def _trial_table(study: Study, results: Path) -> list[str]:

@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
 FLOW_SIDE = 96  # pixels of the shorter side that the flow is computed at, or more
 LEAST_SIDE = 8
 LEAST_FRAMES = 3
+CUT_RATIO, CUT_LEAST = 2, 0.1  # times a clip's median step, pixels beyond it
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,15 @@ class Motion:
             frame to the next, |f(t+1)(x + f(t)(x)) - f(t)(x)|, over points that stay in sight; pixels a frame².
         warping_error: mean squared difference, values in [0, 1], between a frame and the next one brought back
             along the flow, over points that stay in sight (E_warp of Lai et al. 2018).
+        cut: 1 where the clip jumps (`cuts`) between some frames, otherwise 0: the mean is the share of clips that do,
+            which the means of the others hide.
     """
 
     flicker: Tensor
     magnitude: Tensor
     acceleration: Tensor
     warping_error: Tensor
+    cut: Tensor
 
     @property
     def clips(self) -> int:
@@ -74,7 +78,7 @@ def measure_motion(videos: Tensor) -> Motion:
     _check(videos)
     with one_thread():
         rows = [_figures(clip.permute(1, 2, 3, 0).contiguous().cpu()) for clip in videos]
-    return Motion(*torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).unbind(1))
+    return Motion(*torch.tensor(rows, dtype=torch.float64).reshape(-1, len(fields(Motion))).unbind(1))
 
 
 def join_motion(parts: Iterable[Motion]) -> Motion:
@@ -105,6 +109,18 @@ def optical_flow(first: Tensor, second: Tensor, fast: bool = False) -> Tensor:
     return functional.avg_pool2d(torch.from_numpy(flows).permute(0, 3, 1, 2), factor) / factor
 
 
+def cuts(steps: Tensor) -> Tensor:
+    """Which steps from frame to frame are jumps: more than twice the clip's median step, and 0.1 pixels beyond that.
+
+    Args:
+        steps: (..., T - 1), the mean length of the flow of each step, pixels.
+
+    Returns:
+        bool of the same shape.
+    """
+    return steps > CUT_RATIO * steps.median(dim=-1, keepdim=True).values + CUT_LEAST
+
+
 def visible(forward: Tensor, backward: Tensor) -> Tensor:
     """Where a point is still in sight in the second frame: bool (N, H, W).
 
@@ -133,18 +149,20 @@ def follow(pictures: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     return read, inside
 
 
-def _figures(frames: Tensor) -> tuple[float, float, float, float]:
-    """The four figures of one clip, uint8 (T, H, W, 3)."""
+def _figures(frames: Tensor) -> tuple[float, ...]:
+    """The figures of one clip, uint8 (T, H, W, 3), in `Motion`'s order."""
     values = frames.permute(0, 3, 1, 2).float() / 255
     forward, backward = optical_flow(frames[:-1], frames[1:]), optical_flow(frames[1:], frames[:-1])
     seen = visible(forward, backward)
     change = follow(forward[1:], forward[:-1])[0] - forward[:-1]
     residue = follow(values[1:], forward)[0] - values[:-1]
+    steps = _length(forward).double().mean((1, 2))
     return (
         float((values[1:] - values[:-1]).abs().double().mean()),
         float(_length(forward).double().mean()),
         _mean_seen(_length(change), seen[:-1]),
         _mean_seen(residue.square().mean(1), seen),
+        float(cuts(steps).any()),
     )
 
 
