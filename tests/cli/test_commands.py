@@ -252,16 +252,18 @@ def test_a_folder_that_cannot_be_trained_on(recipe, tmp_path, clips, kind, messa
     assert tree(tmp_path) == before
 
 
-def test_a_bad_file_among_good_ones_is_skipped_and_named(recipe, tmp_path, clips):
+def test_bad_files_among_good_ones_are_skipped_and_named_and_slow_ones_told_of(recipe, tmp_path, clips):
     folder = tmp_path / "videos"
     folder.mkdir()
     for n, path in enumerate(sorted(clips.glob("train/*.mp4"))):
         (folder / f"{n}.mp4").write_bytes(path.read_bytes() if n else b"broken")
         (folder / f"{n}.txt").write_text("words")
-    path = recipe(data={"path": str(folder), "split": None}, train={"steps": 1})
+    path = recipe(data={"path": str(folder), "split": None, "fps": 24}, train={"steps": 1})
     code, _, err = call("train", path, "--out", tmp_path / "run")
     assert code == 0
     assert f"skipped {folder / '0.mp4'}: " in err
+    assert f"videos have fewer than 24 frames a second, such as {folder / '1.mp4'}: their frames are repeated" in err
+    assert "enlarged" not in err
 
 
 def test_a_run_is_not_overwritten(recipe, model):

@@ -57,6 +57,24 @@ def test_check_command_tells_of_what_is_not_read(mixed):
     assert json.loads(run.invoke(app, ["check", str(mixed), "--json"]).stdout)["others"] == {".gif": 2, ".md": 1}
 
 
+def test_slower_and_smaller_videos_are_told_of(mixed):
+    """Three videos of 48 x 64 at 16 frames a second."""
+    fits = run.invoke(app, ["check", str(mixed), "--size", "48x64", "--fps", "16.1"])
+    assert "repeated" not in fits.stdout and "enlarged" not in fits.stdout
+    told = run.invoke(app, ["check", str(mixed), "--size", "48x65", "--fps", "24"])
+    first = min(mixed.glob("*.mp4"))
+    assert f"  3 of 3 videos have fewer than 24 frames a second, such as {first}: their frames are rep" in told.stdout
+    assert f"  3 of 3 videos are smaller than 48x65, such as {first}: they are enlarged\n" in told.stdout
+    assert len(json.loads(run.invoke(app, ["check", str(mixed), "--fps", "24", "--json"]).stdout)["filled"]) == 2
+
+
+def test_a_folder_of_videos_that_are_all_too_short_is_an_error(mixed):
+    told = run.invoke(app, ["check", str(mixed), "--frames", "51", "--size", "48x64"])
+    assert "has 50 frames, 51 are needed" in told.stdout
+    assert isinstance(told.exception, ValueError) and told.exit_code == 1
+    assert str(told.exception) == f"no video of {mixed} gives a clip of 51 frames of 48x64"
+
+
 def test_digits_command(tmp_path):
     told = run.invoke(app, ["digits", "--out", str(tmp_path / "set"), "--clips", "4", "--frames", "2", "--json"])
     assert json.loads(told.stdout)["splits"] == {"test": 1, "train": 3}

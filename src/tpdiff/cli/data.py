@@ -94,6 +94,7 @@ def check(
 ) -> None:
     """Decode every video of a folder and say what can be used, and what cannot and why."""
     from ..data.check import check_folder
+    from ..data.errors import DataError
 
     height, width = parse_size(size)
     with progress_bar("checking", hidden=as_json) as progress:
@@ -102,6 +103,8 @@ def check(
         typer.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
     else:
         _tell_report(report)
+    if not report.usable:
+        raise DataError(f"no video of {folder} gives a clip of {frames} frames of {size}")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -148,6 +151,8 @@ def _tell_report(report: FolderReport) -> None:
             typer.echo(f"  {len(files)} {title}:")
             for item in files:
                 typer.echo(f"    {item.path}: {item.reason}")
+    for line in report.filled:
+        typer.echo(f"  {line}")
     if report.bare:
         typer.echo(
             f"  {len(report.bare)} have no caption, such as {report.bare[0]}; training and caching refuse them, unless "

@@ -40,6 +40,8 @@ def train(
     recipe = load_recipe(config, overrides or ())
     run = out or Path("runs") / config.stem
     quiet()
+    from tpdiff.data import ClipDataset
+    from tpdiff.data.filled import filled_lines
     from tpdiff.training.autoencoder import AutoencoderTrainer
     from tpdiff.training.progress import ProgressReport
     from tpdiff.training.trainer import Trainer
@@ -64,6 +66,9 @@ def train(
             main = trainer.accelerator.is_main_process
     for bad in trainer.dataset.bad if main else []:
         print(f"skipped {bad.path}: {bad.reason}", file=sys.stderr)
+    if main and isinstance(trainer.dataset, ClipDataset):
+        for line in filled_lines(trainer.dataset.videos, trainer.dataset.geometry):
+            print(line, file=sys.stderr)
     progress = ProgressReport(run.name) if main else nullcontext()
     with progress as report, stop_on_signals(trainer.request_stop, launched=processes > 1):
         trainer.run(report=report)

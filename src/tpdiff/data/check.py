@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .clips import Geometry, Video, verify
+from .filled import filled_lines
 from .folder import BadFile, scan
 
 
@@ -21,7 +22,8 @@ class FolderReport:
     offer, `apart` those one after another without overlap, as `tpdiff cache` takes them. `bare` videos have no
     caption. `sizes` and `rates` count videos as "HxW" and frames a second; `duration` is (least, median, most)
     and `total_duration` the sum, in seconds, of what decodes. `damaged` files break off early but are long
-    enough. `others` counts files that are no videos, captions or metadata, by suffix.
+    enough. `filled` tells of clips whose frames are repeated or enlarged. `others` counts files that are no videos,
+    captions or metadata, by suffix.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class FolderReport:
     total_duration: float
     bad: tuple[BadFile, ...]
     damaged: tuple[BadFile, ...]
+    filled: tuple[str, ...]
     unlisted: tuple[Path, ...]
     bare: tuple[Path, ...]
     others: dict[str, int]
@@ -48,7 +51,7 @@ class FolderReport:
         figures = asdict(self)
         figures["folder"] = str(self.folder)
         figures["geometry"] = self.geometry._asdict()
-        figures["captions"] = list(self.captions)
+        figures["captions"], figures["filled"] = list(self.captions), list(self.filled)
         figures["duration"] = (
             dict(zip(("least", "median", "most"), self.duration, strict=True)) if self.duration else None
         )
@@ -96,6 +99,7 @@ def check_folder(
         total_duration=sum(durations),
         bad=bad,
         damaged=tuple(BadFile(video.entry.path, video.damage) for video in videos if video.damage),
+        filled=tuple(filled_lines(videos, geometry)),
         unlisted=found.unlisted,
         bare=tuple(entry.path for entry in entries if entry.caption is None),
         others=found.others,
