@@ -46,7 +46,8 @@ class StageLinear(nn.Module):
 
     def __init__(self, num_stages: int, in_features: int, out_features: int) -> None:
         super().__init__()
-        first = nn.init.xavier_uniform_(torch.empty(out_features, in_features))
+        first = torch.empty(out_features, in_features)
+        nn.init.xavier_uniform_(first)  # in place: a loader that skips initialisation makes it return None
         self.weight = nn.Parameter(first.repeat(num_stages, 1, 1))
         self.bias = nn.Parameter(torch.zeros(num_stages, out_features))
 
