@@ -1,13 +1,17 @@
 """The command line: train, sample, and one line with exit code 2 for whatever cannot work."""
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -118,6 +122,30 @@ def test_bad_usage_exits_with_2(arguments):
 
 
 # Train, then sample
+
+
+def test_sampling_shows_its_steps_on_a_terminal(model, tmp_path):
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # 24 lines of 100 characters
+    command = [
+        sys.executable,
+        "-m",
+        "tpdiff",
+        "sample",
+        str(model),
+        "--num-videos",
+        "3",
+        "--batch",
+        "2",
+        "--steps",
+        "3",
+    ]
+    done = subprocess.run([*command, "--out", str(tmp_path / "videos")], stderr=end, stdout=subprocess.PIPE, text=True)
+    os.close(end)
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert done.returncode == 0 and done.stdout.count(".mp4") == 3, shown
+    assert "videos 1 to 2 of 3:   0%" in shown and "0/3" in shown and "video 3 of 3:" in shown
 
 
 def test_a_video_has_the_trained_geometry(model, tmp_path):

@@ -83,6 +83,9 @@ def sample(
         if pictures:
             options["image"] = pictures[first // num_videos % len(pictures)]
         generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))]
+        of = f" of {len(texts)}" if len(texts) > len(chunk) else ""
+        name = f"video {first + 1}" if len(chunk) == 1 else f"videos {first + 1} to {first + len(chunk)}"
+        pipeline.set_progress_bar_config(desc=name + of, leave=False, disable=None)  # on a terminal only
         started = time.perf_counter()
         videos = pipeline(
             chunk,
