@@ -10,11 +10,13 @@ is never redone. Ctrl-C ends it at the next step; the same command goes on.
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from study_command import carry_out, command, heed, say, size_of, stop_with, study_parser
 
-from tpdiff.evaluation.ablation import load_ablation
+from tpdiff.evaluation.ablation import Ablation, load_ablation, read_variant
 from tpdiff.evaluation.ablation_page import finished, write_page
 from tpdiff.evaluation.ablation_run import AblationDesk, run_variant
 from tpdiff.evaluation.judge import open_judge
@@ -32,22 +34,28 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace) -> Path | None:
-    """The page of what is finished."""
+    """The page of what is finished. Where all that is asked for is, no clips are made and nothing is opened."""
     study = load_ablation(args.study, size_of(args))
     for name in args.variant or ():
         if name not in study.variants:
             raise ValueError(f"no variant {name!r}; there are {', '.join(study.variants)}")
-    work, results = args.work / study.name, args.results / study.name
+    results = args.results / study.name
+    asked = list(itertools.product(args.seed or study.seeds, args.variant or study.variants))
+    if not all(read_variant(study, results, seed, name).get("done") for seed, name in asked):
+        _measure(study, args.work / study.name, results, asked)
+    return write_page(study, results, command()) if finished(study, results) else None
+
+
+def _measure(study: Ablation, work: Path, results: Path, asked: Sequence[tuple[int, str]]) -> None:
+    """What is not finished of these variants, each by its seed."""
     own_work(work, results)
     data = make_data(study.data, work / "data")
     judge = open_judge(study.config(study.trained[0], data, study.seeds[0], 1), work / "cache", heed=heed)
     desk = AblationDesk(study, data, work, results, judge, say=say, on_trainer=stop_with)
     with ProgressReport(study.name) as report:
         desk.tell = lambda variant, status: report(status, variant)
-        for seed in args.seed or study.seeds:
-            for name in args.variant or study.variants:
-                run_variant(desk, seed, name)
-    return write_page(study, results, command()) if finished(study, results) else None
+        for seed, name in asked:
+            run_variant(desk, seed, name)
 
 
 if __name__ == "__main__":

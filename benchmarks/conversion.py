@@ -10,12 +10,13 @@ docs/results/<study>/README.md. Ctrl-C ends it at the next step; the same comman
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from originals import ORIGINALS, Original
 from study_command import carry_out, command, heed, say, size_of, stop_with, study_parser
 
-from tpdiff.evaluation.conversion import AutoencoderPart, load_conversion
+from tpdiff.evaluation.conversion import AutoencoderPart, ConversionStudy, is_whole, load_conversion, read_conversion
 from tpdiff.evaluation.conversion_page import finished, write_page
 from tpdiff.evaluation.conversion_run import ConversionDesk, run_conversion
 from tpdiff.evaluation.judge import open_judge
@@ -37,10 +38,17 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace) -> Path | None:
-    """The page of what is finished."""
+    """The page of what is finished. Where all that is asked for is, no clips are made and nothing is opened."""
     study = load_conversion(args.study, size_of(args))
+    results, seeds = args.results / study.name, args.seed or study.seeds
+    if not all(is_whole(study, read_conversion(study, results, seed)) for seed in seeds):
+        _measure(study, args.work / study.name, results, seeds)
+    return write_page(study, results, command()) if finished(study, results) else None
+
+
+def _measure(study: ConversionStudy, work: Path, results: Path, seeds: Sequence[int]) -> None:
+    """What is not finished of these seeds."""
     build_original = _named(study.original.kind)
-    work, results = args.work / study.name, args.results / study.name
     own_work(work, results)
     data = make_data(study.data, work / "data")
     with ProgressReport(study.name) as report:
@@ -52,9 +60,8 @@ def _run(args: argparse.Namespace) -> Path | None:
         judge = open_judge(study.original_config(data, work, study.seeds[0]), work / "cache", heed=heed)
         desk = ConversionDesk(study, data, work, results, judge, build_base, say=say, on_trainer=stop_with)
         desk.tell = lambda run, status: report(status, run)
-        for seed in args.seed or study.seeds:
+        for seed in seeds:
             run_conversion(desk, seed)
-    return write_page(study, results, command()) if finished(study, results) else None
 
 
 def _named(kind: str) -> Original:

@@ -14,6 +14,7 @@ from tpdiff.data import DataError
 from tpdiff.evaluation.study_run import Interrupted
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import ablations
 import study_command
 import training_comparison
 from study_command import carry_out, heed, size_of, stop_with
@@ -82,13 +83,21 @@ def test_the_size_for_a_gpu_needs_one():
             size_of(argparse.Namespace(device="cuda"))
 
 
-def test_of_what_is_finished_only_the_page_is_made(monkeypatch, tmp_path):
-    name, root = "study-gameplay-tubelets", Path(__file__).resolve().parents[2]
+@pytest.mark.parametrize(
+    ("command", "name", "title"),
+    [
+        (training_comparison, "study-gameplay-tubelets", "# Vanilla and temporal-pyramid training"),
+        (ablations, "ablation-jumps", "# How a stage is entered"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_of_what_is_finished_only_the_page_is_made(command, name, title, monkeypatch, tmp_path):
+    root = Path(__file__).resolve().parents[2]
     shutil.copytree(root / "docs" / "results" / name, tmp_path / "results" / name)
     (tmp_path / "results" / name / "README.md").unlink()
     asked = [root / "configs" / f"{name}.yaml", "--results", tmp_path / "results", "--work", tmp_path / "work"]
-    monkeypatch.setattr(sys, "argv", ["training_comparison.py", *map(str, asked)])
-    monkeypatch.setattr(training_comparison, "make_data", lambda *_: pytest.fail("clips were made"))
-    assert training_comparison.main() == 0
-    assert "# Vanilla and temporal-pyramid training" in (tmp_path / "results" / name / "README.md").read_text()
+    monkeypatch.setattr(sys, "argv", [f"{command.__name__}.py", *map(str, asked)])
+    monkeypatch.setattr(command, "make_data", lambda *_: pytest.fail("clips were made"))
+    assert command.main() == 0
+    assert title in (tmp_path / "results" / name / "README.md").read_text()
     assert not (tmp_path / "work").exists()

@@ -1,5 +1,6 @@
 """A study of conversion, as a file: what pretrained model is made pyramidal, in which ways, and how it is judged."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,8 @@ def read_conversion(study: ConversionStudy, results: Path, seed: int) -> dict[st
         ValueError: it was made with other settings.
     """
     return read_kept(seed_file(results, seed), study.settings(seed))
+
+
+def is_whole(study: ConversionStudy, result: Mapping[str, Any]) -> bool:
+    """Whether a seed's result is finished with all of the study's arms."""
+    return bool(result.get("done")) and all(arm in result["variants"] for arm in study.arms)

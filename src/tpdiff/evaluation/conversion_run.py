@@ -9,7 +9,7 @@ from typing import Any
 
 from tpdiff.data import ClipDataset
 from tpdiff.evaluation.budget import operations, steps_within, warm_up
-from tpdiff.evaluation.conversion import ConversionStudy, read_conversion
+from tpdiff.evaluation.conversion import ConversionStudy, is_whole, read_conversion
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.kept import refuse_other_judges
 from tpdiff.evaluation.latency import count_flops, measure
@@ -77,10 +77,10 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     """
     path, out = seed_file(desk.results, seed), desk.work / f"seed-{seed}"
     result = read_conversion(desk.study, desk.results, seed)
+    if is_whole(desk.study, result):
+        return result
     if result.get("done"):
         absent = [arm for arm in desk.study.arms if arm not in result["variants"]]
-        if not absent:
-            return result
         if not out.is_dir():
             raise ValueError(
                 f"{path} is finished without {', '.join(absent)}, and the original's weights are not in {out} any "
