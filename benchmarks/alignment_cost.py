@@ -124,7 +124,7 @@ def cost(batch: int, elements: int, rounds: int, max_gib: float) -> Cost:
 def beside_a_step(rounds: int) -> dict[str, float]:
     """Milliseconds of alignment and of a training step at the recipe's batch, and the former's share of the latter."""
     torch.manual_seed(0)
-    model = VideoDiT(num_classes=4, **RECIPE.model.network())
+    model = VideoDiT(num_classes=4, **RECIPE.model.network(RECIPE.num_stages))
     video, target = torch.randn(2, BATCH, *SHAPE)
     noise = torch.randn(BATCH, *SHAPE)
     timestep, labels = torch.rand(BATCH), torch.arange(BATCH) % 4

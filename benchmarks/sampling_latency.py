@@ -71,7 +71,7 @@ class Run:
 def network(device: torch.device, precision: str) -> VideoDiT:
     """The gameplay recipe's network with random weights, also where it starts from zeros."""
     torch.manual_seed(0)
-    model = VideoDiT(in_channels=SHAPE[0], num_classes=CLASSES, **RECIPE.model.network())
+    model = VideoDiT(in_channels=SHAPE[0], num_classes=CLASSES, **RECIPE.model.network(RECIPE.num_stages))
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)

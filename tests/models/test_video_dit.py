@@ -119,8 +119,13 @@ def test_gradient_checkpointing_changes_nothing(dtype: torch.dtype) -> None:
     assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
 
 
-def test_round_trip_through_a_folder_is_exact(tmp_path: Path) -> None:
-    model, inputs = network(**CONDITIONS, causal_time=True), arguments(conditions=True)
+@pytest.mark.parametrize(
+    "options",
+    [{"causal_time": True}, {"stage_projections": True}, {"patch_size": (2, 2, 2), "temporal_overlap": 1}],
+    ids=lambda options: " ".join(options),
+)
+def test_round_trip_through_a_folder_is_exact(options: dict, tmp_path: Path) -> None:
+    model, inputs = network(**CONDITIONS, **options), arguments(size=(4, 4, 6), conditions=True)
     model.save_pretrained(tmp_path)
     loaded = VideoDiT.from_pretrained(tmp_path)
     assert list(tmp_path.glob("*.safetensors"))
@@ -241,6 +246,16 @@ def test_absolute_positions_tell_apart_tokens_that_see_the_same() -> None:
     )
     torch.testing.assert_close(relative, relative[:1].expand_as(relative))
     assert torch.pdist(absolute).min() > 1e-2
+
+
+@pytest.mark.parametrize(("overlap", "seen"), [(0, [2, 3]), (1, [0, 1, 2, 3, 4])])
+def test_a_frame_is_said_by_its_token_and_by_the_one_that_overlaps_it(overlap: int, seen: list[int]) -> None:
+    """Frame 2 of 6, without attention between tokens: its own, of frames 1 to 4, and the one before, of 0 to 2."""
+    model = network(num_layers=0, patch_size=(2, 2, 2), temporal_overlap=overlap)
+    inputs = arguments(batch=1, size=(6, 2, 2))
+    inputs["hidden_states"].requires_grad_()
+    (gradient,) = torch.autograd.grad(sample(model, **inputs)[:, :, 2].sum(), inputs["hidden_states"])
+    assert gradient.abs().sum((0, 1, 3, 4)).nonzero().flatten().tolist() == seen
 
 
 def test_a_shift_of_all_positions_does_not_matter() -> None:

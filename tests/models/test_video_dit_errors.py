@@ -21,6 +21,8 @@ LABELS = torch.zeros(2, dtype=torch.long)
         ({"patch_size": (1, 2)}, r"patch_size \(1, 2\) must be three"),
         ({"stage_projections": True}, r"stage_projections needs num_stages"),
         ({"causal_time": True}, r"causal_time keeps 1 \+ n frames, which patches of 2 do not fill"),
+        ({"temporal_overlap": 2}, r"temporal_overlap 2 .* at most half of a patch of 2 frames; nearest: 1"),
+        ({"temporal_overlap": -1}, r"temporal_overlap -1 .*; nearest: 0"),
         ({"rope_modes": ("interpolate", "stretch", "interpolate")}, r"stretch.*interpolate, extrapolate"),
     ],
 )

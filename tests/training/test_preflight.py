@@ -47,6 +47,8 @@ def test_what_nothing_is_wrong_with_is_decoded(tiny, tmp_path, nothing_decodes):
             ["model.autoencoder={vae}", "model.patch_size=[1,1,1]", "data.height=10"],
             "multiple of 4 (4 VAE); nearest: 8",
         ),
+        (["model.hidden_size=25"], "hidden_size 25 is not a multiple of num_attention_heads"),
+        (["model.temporal_overlap=1"], "temporal_overlap 1 must be at least 0 and at most half of a patch of 1 frames"),
         (["data.height=12"], "height 12 is not a multiple of 8"),
         (
             [*VALIDATED, "validation.sample_steps=2"],

@@ -44,6 +44,16 @@ def check_config(
         raise ValueError(f"rope_modes {tuple(rope_modes)} must be three modes (T, H, W) out of {', '.join(modes)}")
 
 
+def check_overlap(temporal_overlap: int, frames: int) -> None:
+    """Refuse windows of which more than two would meet in a frame. Raises ValueError."""
+    most = frames // 2
+    if not 0 <= temporal_overlap <= most:
+        raise ValueError(
+            f"temporal_overlap {temporal_overlap} must be at least 0 and at most half of a patch of {frames} frames; "
+            f"nearest: {min(max(temporal_overlap, 0), most)}"
+        )
+
+
 def check_stage_projections(stage_projections: bool, num_stages: int | None) -> None:
     """Refuse projections of stages that the network is not told. Raises ValueError."""
     if stage_projections and num_stages is None:

@@ -25,6 +25,33 @@ def unpatchify(tokens: Tensor, size: Sequence[int], patch_size: Sequence[int]) -
     return cells.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(tokens.shape[0], -1, t, h, w)
 
 
+def overlapping(video: Tensor, frames: int, overlap: int) -> Tensor:
+    """(B, C, T, H, W) -> (B, C, T / frames * (frames + 2 overlap), H, W): every patch's frames between its neighbours'.
+
+    A patch of ``frames`` frames is shown with the ``overlap`` frames before it and after it; the video's ends repeat.
+    """
+    if not overlap:
+        return video
+    edges = (0, 0, 0, 0, overlap, overlap)
+    windows = F.pad(video, edges, mode="replicate").unfold(2, frames + 2 * overlap, frames)  # (B, C, n, H, W, window)
+    return windows.permute(0, 1, 2, 5, 3, 4).flatten(2, 3)
+
+
+def blended(video: Tensor, frames: int, overlap: int) -> Tensor:
+    """Back from what :func:`overlapping` gives: where two patches say a frame, they are cross-faded linearly."""
+    if not overlap:
+        return video
+    windows = video.unflatten(2, (-1, frames + 2 * overlap))  # (B, C, n, window, H, W)
+    own = windows[:, :, :, overlap:-overlap]
+    before = torch.cat((own[:, :, :1, :overlap], windows[:, :, :-1, -overlap:]), dim=2)
+    after = torch.cat((windows[:, :, 1:, :overlap], own[:, :, -1:, -overlap:]), dim=2)
+    ramp = torch.arange(overlap, device=video.device, dtype=video.dtype).add(0.5).div(2 * overlap).add(0.5)
+    share = ramp[:, None, None]  # of a frame's own patch, from a half at its edge
+    first = before.lerp(own[:, :, :, :overlap], share)
+    last = after.lerp(own[:, :, :, -overlap:], share.flip(0))
+    return torch.cat((first, own[:, :, :, overlap : frames - overlap], last), dim=3).flatten(2, 3)
+
+
 def timestep_embedding(timestep: Tensor, dim: int, *, scale: float = 1000.0, theta: float = 10_000.0) -> Tensor:
     """Cosines and sines of ``scale * timestep`` at ``dim / 2`` geometric frequencies from 1 down to 1 / theta.
 

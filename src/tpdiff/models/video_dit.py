@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 
 from tpdiff.models import checks
 from tpdiff.models.blocks import DiTBlock
-from tpdiff.models.embeddings import StageLinear, TextEmbedding, patchify, timestep_embedding, unpatchify
+from tpdiff.models.embeddings import (
+    StageLinear,
+    TextEmbedding,
+    blended,
+    overlapping,
+    patchify,
+    timestep_embedding,
+    unpatchify,
+)
 from tpdiff.models.fused import modulated_norm
 from tpdiff.models.rotary import Rotary, angle_features
 from tpdiff.pyramid.positions import MODES
@@ -47,6 +56,8 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         causal_time: whether the first frame of every stage is a single full-rate frame (causal video VAEs).
         absolute_positions: whether a token is told where it stands, by a linear map of its rotary cosines and sines.
             Attention alone sees how far apart tokens are; a floor and a ceiling differ in where they are.
+        temporal_overlap: frames before and after its own that a token sees and says; where two tokens say a frame, they
+            are cross-faded. At most half of the patch.
         qk_norm_eps: epsilon of the RMS norm of queries and keys.
 
     Raises:
@@ -75,17 +86,21 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         rope_theta: float = 1000.0,
         causal_time: bool = False,
         absolute_positions: bool = False,
+        temporal_overlap: int = 0,
         qk_norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         checks.check_config(hidden_size, num_attention_heads, patch_size, rope_modes, MODES, causal_time)
         checks.check_stage_projections(stage_projections, num_stages)
+        checks.check_overlap(temporal_overlap, patch_size[0])
         self.gradient_checkpointing = False
         self.in_channels, self.text_dim = in_channels, text_dim
         self.num_classes, self.num_stages, self.stage_projections = num_classes, num_stages, stage_projections
         self.patch_size = tuple(patch_size)
         self.rope = Rotary(hidden_size // num_attention_heads, tuple(rope_modes), rope_theta, causal_time)
-        volume = patch_size[0] * patch_size[1] * patch_size[2]
+        self.temporal_overlap = temporal_overlap
+        self.window = (patch_size[0] + 2 * temporal_overlap, *patch_size[1:])  # what a token sees and says
+        volume = math.prod(self.window)
         projection = partial(StageLinear, num_stages) if stage_projections and num_stages is not None else nn.Linear
 
         self.patch_embed = projection(in_channels * volume, hidden_size)
@@ -157,7 +172,8 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         which = (stage,) if self.stage_projections else ()
         weight = self.patch_embed.weight
-        tokens = self.patch_embed(patchify(hidden_states.to(weight.dtype), self.patch_size), *which)
+        windows = overlapping(hidden_states.to(weight.dtype), self.patch_size[0], self.temporal_overlap)
+        tokens = self.patch_embed(patchify(windows, self.window), *which)
         conditioning = self._conditioning(timestep, class_labels, stage)
         rotary = self._rotary(size, strides, tokens)
         if self.position_embed is not None:
@@ -175,7 +191,8 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         shift, scale = self.final_modulation(conditioning)[:, None].chunk(2, dim=-1)
         tokens = self.final_projection(modulated_norm(tokens, shift, scale), *which)
-        sample = unpatchify(tokens, size, self.patch_size).to(hidden_states.dtype)
+        windows = unpatchify(tokens, (size[0] // self.patch_size[0] * self.window[0], *size[1:]), self.window)
+        sample = blended(windows, self.patch_size[0], self.temporal_overlap).to(hidden_states.dtype)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _conditioning(self, timestep: Tensor, class_labels: Tensor | None, stage: int | None) -> Tensor:

@@ -19,6 +19,9 @@ class ModelConfig(Section):
 
     `stage_embedding` tells the network its stage; `stage_projections` tells it, too, and gives each stage layers of its
     own into and out of tokens, which span as much more of the video as the stage is coarser.
+
+    `temporal_overlap` frames before and after its own are seen and said by a token of several frames; where two tokens
+    say a frame, they are cross-faded. Without it, clips of coarse stages may jump where two tokens meet.
     """
 
     patch_size: tuple[int, int, int] = (1, 8, 8)
@@ -30,6 +33,7 @@ class ModelConfig(Section):
     stage_projections: bool = False
     rope_modes: tuple[str, str, str] = ("interpolate", "interpolate", "interpolate")
     absolute_positions: bool = False
+    temporal_overlap: int = Field(0, ge=0)
     gradient_checkpointing: bool = False
     autoencoder: str | None = None
     latent_scale: float = Field(1.0, gt=0)
@@ -39,9 +43,10 @@ class ModelConfig(Section):
     def _at_home(cls, value: str | None) -> str | None:
         return at_home(value)
 
-    def network(self) -> dict[str, Any]:
-        """The entries that are the network's own arguments."""
-        return self.model_dump(exclude={"autoencoder", "latent_scale", "stage_embedding", "gradient_checkpointing"})
+    def network(self, stages: int) -> dict[str, Any]:
+        """The arguments of the network, of so many stages, that do not depend on data."""
+        own = self.model_dump(exclude={"autoencoder", "latent_scale", "stage_embedding", "gradient_checkpointing"})
+        return own | {"num_stages": stages if self.stage_embedding or self.stage_projections else None}
 
 
 class ConditionConfig(Section):

@@ -2,9 +2,12 @@
 take hours.
 """
 
+import torch
+
 from tpdiff.data import ShardDataset
 from tpdiff.metrics.efficientnet import weights_path
 from tpdiff.models.text import text_encoder_config
+from tpdiff.models.video_dit import VideoDiT
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.training.config import Config
 from tpdiff.training.held_out import look_at_held_out
@@ -13,8 +16,8 @@ from tpdiff.training.setup import check_sizes, look_at_videos, said_of
 
 
 def look_ahead(config: Config, opened: bool = False, main: bool = True) -> ShardDataset | None:
-    """Refuse stages, sizes, steps, videos, captions and encoders that cannot be, as far as names, configurations and
-    folders tell. Returns the shards of the run, which are open then, if it has any.
+    """Refuse stages, networks, sizes, steps, videos, captions and encoders that cannot be, as far as names,
+    configurations and folders tell. Returns the shards of the run, which are open then, if it has any.
 
     Args:
         config: the run.
@@ -28,6 +31,8 @@ def look_ahead(config: Config, opened: bool = False, main: bool = True) -> Shard
         pyramid = build_pyramid(config)
         if config.model.autoencoder is None:
             check_sizes(config, pyramid.multiples)
+        with torch.device("meta"):  # a network without numbers
+            VideoDiT(**config.model.network(len(pyramid)))
     source = None if opened else _look_at_source(config)
     condition, shards = config.condition, config.data.shards
     if config.pretrained is None and condition.kind == "text" and shards is None:

@@ -118,9 +118,8 @@ class OwnNetwork:
         model = self.config.model
         self.network = VideoDiT(
             in_channels=latents.shape[0],
-            num_stages=len(self.convention.pyramid) if model.stage_embedding or model.stage_projections else None,
             causal_time=self.convention.pyramid.causal_time,
-            **model.network(),
+            **model.network(len(self.convention.pyramid)),
             **self.conditioner.network_config(),
         )
         if model.gradient_checkpointing:
