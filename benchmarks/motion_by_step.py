@@ -9,44 +9,41 @@ their captions.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from study_command import carry_out
 from torch import Tensor
 
+from tpdiff.cli.device import as_device, as_dtype
 from tpdiff.cli.quiet import quiet
 from tpdiff.evaluation.made import model_geometry
 from tpdiff.evaluation.samples import Sampling, sampled_clips
 from tpdiff.metrics.clips import choose_clips, find_sources, load_clips
-from tpdiff.metrics.motion import cuts, optical_flow
+from tpdiff.metrics.motion import cuts, step_lengths
 from tpdiff.sampling.opening import open_pipeline
 
 BATCH = 32
 
 
-def main() -> None:
-    """A line for real clips and one for the model's: pixels from frame to frame, and how many steps are cuts."""
+def main() -> int:
+    """Print what is asked for; the exit status."""
     args = _arguments()
     quiet()
-    pipeline, _ = open_pipeline(args.model, torch.device("cpu"), torch.bfloat16)
+    return carry_out(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    """A line for real clips and one for the model's: pixels from frame to frame, and how many steps are cuts."""
+    pipeline, _ = open_pipeline(args.model, as_device(args.device), as_dtype(args.dtype))
     geometry = model_geometry(args.model)
     clips = choose_clips(find_sources(args.data, geometry, "test"), geometry, args.clips, 0)
     captions = [clip.source.entry.caption for clip in clips]
     sampling = Sampling(args.steps, guidance_scale=args.guidance_scale, batch=BATCH)
-    batches = (load_clips(clips[i : i + BATCH], geometry) for i in range(0, len(clips), BATCH))
-    print(said("real", steps_of(batches)))
-    print(said(str(args.model), steps_of(sampled_clips(pipeline, captions, sampling))))
-
-
-def steps_of(batches: Iterable[Tensor]) -> Tensor:
-    """uint8 clips (B, 3, T, H, W) -> (clips, T - 1), mean length of the flow from each frame to the next, pixels."""
-    found = []
-    for batch in batches:
-        frames = batch.permute(0, 2, 3, 4, 1)  # (B, T, H, W, 3)
-        first, second = (part.flatten(0, 1) for part in (frames[:, :-1], frames[:, 1:]))
-        found.append(optical_flow(first, second).norm(dim=1).mean((1, 2)).unflatten(0, (len(batch), -1)))
-    return torch.cat(found)
+    real = [step_lengths(load_clips(clips[i : i + BATCH], geometry)) for i in range(0, len(clips), BATCH)]
+    print(said("real", torch.cat(real)))
+    made = [step_lengths(batch) for batch in sampled_clips(pipeline, captions, sampling)]
+    print(said(str(args.model), torch.cat(made)))
 
 
 def said(name: str, steps: Tensor) -> str:
@@ -68,8 +65,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=1.0)
+    parser.add_argument("--device", help="cpu or cuda; cuda if there is one")
+    parser.add_argument("--dtype", default="bfloat16", help="of the network's weights")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

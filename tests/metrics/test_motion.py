@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from tpdiff.metrics.motion import Motion, cuts, follow, join_motion, measure_motion, optical_flow, visible
+from tpdiff.metrics.motion import (
+    Motion,
+    cuts,
+    follow,
+    join_motion,
+    measure_motion,
+    optical_flow,
+    step_lengths,
+    visible,
+)
 
 SIZES = [(48, 64), (32, 48), (32, 32), (128, 160)]
 
@@ -90,6 +99,9 @@ def test_jitter_is_less_smooth_than_steady_motion_of_the_same_speed():
 def test_a_clip_that_jumps_once_has_a_cut_and_one_that_is_fast_has_none():
     jumps = clip([(0, 0), (1, 0), (2, 0), (5, 0), (6, 0), (7, 0), (8, 0)])
     assert one(jumps)["cut"] == 1
+    steps = step_lengths(torch.stack([jumps, clip(steady((2, 0), 7))]))
+    assert steps[0].tolist() == pytest.approx([1, 1, 3, 1, 1, 1], rel=0.15)
+    assert steps[1].tolist() == pytest.approx([2] * 6, rel=0.1)
     assert one(clip(steady((3, 0))))["cut"] == one(clip(steady((1, 0))))["cut"] == one(clip([(0, 0)] * 4))["cut"] == 0
 
 

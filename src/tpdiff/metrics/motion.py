@@ -109,6 +109,13 @@ def optical_flow(first: Tensor, second: Tensor, fast: bool = False) -> Tensor:
     return functional.avg_pool2d(torch.from_numpy(flows).permute(0, 3, 1, 2), factor) / factor
 
 
+def step_lengths(videos: Tensor) -> Tensor:
+    """uint8 RGB (B, 3, T, H, W) -> (B, T - 1), mean length of the flow from each frame to the next, pixels."""
+    frames = videos.permute(0, 2, 3, 4, 1)  # (B, T, H, W, 3)
+    first, second = (part.flatten(0, 1).contiguous() for part in (frames[:, :-1], frames[:, 1:]))
+    return _length(optical_flow(first, second)).mean((1, 2)).unflatten(0, (len(videos), -1))
+
+
 def cuts(steps: Tensor) -> Tensor:
     """Which steps from frame to frame are jumps: more than twice the clip's median step, and 0.1 pixels beyond that.
 
