@@ -16,7 +16,6 @@ from study_command import carry_out
 from torch import Tensor
 
 from tpdiff.cli.device import as_device, as_dtype
-from tpdiff.cli.quiet import quiet
 from tpdiff.evaluation.made import model_geometry
 from tpdiff.evaluation.samples import Sampling, sampled_clips
 from tpdiff.metrics.clips import choose_clips, find_sources, load_clips
@@ -29,7 +28,6 @@ BATCH = 32
 def main() -> int:
     """Print what is asked for; the exit status."""
     args = _arguments()
-    quiet()
     return carry_out(lambda: _run(args))
 
 

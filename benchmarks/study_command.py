@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from tpdiff.cli.quiet import quiet
 from tpdiff.data import DataError
 from tpdiff.evaluation.study_run import Interrupted
 
@@ -66,6 +67,7 @@ def size_of(args: argparse.Namespace) -> str:
 
 def carry_out(work: Callable[[], Path | None]) -> int:
     """The exit status of a command: 0 and the page named, 2 and the error, or 130 and how to go on."""
+    quiet()
     try:
         page = work()
     except (Interrupted, KeyboardInterrupt):

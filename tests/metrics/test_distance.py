@@ -11,6 +11,7 @@ from tpdiff.metrics import (
     kernel_distance,
     moments,
     paired_bootstrap,
+    paired_draws,
 )
 
 
@@ -110,6 +111,28 @@ def test_intervals_are_as_wide_as_figures_of_fresh_sets_spread():
     low, high = np.percentile([frechet_distance(*sets(2 * i)) for i in range(1000)], [2.5, 97.5])
     intervals = [frechet_interval(*sets(9000 + 2 * i), rounds=100, seed=i) for i in range(64)]
     assert np.mean([interval.high - interval.low for interval in intervals]) == pytest.approx(high - low, rel=0.09)
+
+
+def test_clips_of_one_video_are_drawn_together():
+    """Eight copies of each clip say no more than one, however many clips they are called."""
+    real, made = draw(0, 60, 4), draw(1, 2000, 4, 1.3)
+    copies, videos = np.repeat(real, 8, axis=0), list(np.repeat(np.arange(60), 8))
+    once, clips, whole = (
+        frechet_interval(*sets, rounds=300, seed=2, videos=numbers)
+        for sets, numbers in (((real, made), None), ((copies, made), None), ((copies, made), videos))
+    )
+    width = once.high - once.low
+    assert whole.high - whole.low == pytest.approx(width, rel=0.05)
+    assert clips.high - clips.low < 0.5 * width
+    drawn = [paired_draws(copies, made, 1.1 * made, 300, videos=numbers).std() for numbers in (None, videos)]
+    assert drawn[1] > 1.7 * drawn[0]  # the made clips scatter both
+
+
+def test_of_one_clip_a_video_and_of_one_video_clips_are_drawn():
+    real, made = draw(0, 40, 4), draw(1, 40, 4)
+    plain = frechet_interval(real, made, rounds=20)
+    for videos in (range(40), [7] * 40):
+        assert frechet_interval(real, made, rounds=20, videos=videos) == plain
 
 
 def test_a_paired_difference_tells_better_from_equal():

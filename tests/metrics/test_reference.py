@@ -189,6 +189,12 @@ def test_windows_do_not_overlap_and_are_counted(folder):
         choose_clips(sources, geometry, 0, seed=0)
 
 
+def test_it_says_which_video_a_clip_is_of(reference):
+    assert sorted(reference.videos) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    of = {(number, clip.source.entry.path) for number, clip in zip(reference.videos, reference.clips, strict=True)}
+    assert len(of) == 6
+
+
 def test_a_folder_without_splits(folder, features, tmp_path):
     for number, path in enumerate(sorted((folder / "train").iterdir())[:12]):
         shutil.copy(path, tmp_path / f"{number}.mp4")

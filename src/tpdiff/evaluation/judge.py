@@ -83,7 +83,7 @@ class Judge:
         rows = np.concatenate(list(stored_rows(keep / self.key, count, sampling.batch, measure))).astype(np.float64)
         made, shown = np.split(rows, [self.reference.real.shape[1]], axis=1)
         real, clips = self._real_shown, self.reference.clips
-        interval = frechet_interval(self.reference.real, made, ROUNDS, seed)
+        interval = frechet_interval(self.reference.real, made, ROUNDS, seed, self.reference.videos)
         return {
             "judge": self.key,
             "clips": count,
@@ -113,7 +113,7 @@ class Judge:
         """
         real, (a, b) = self.reference.real, (self._features(folder) for folder in (arm, base))
         value = frechet_distance(real, a) - frechet_distance(real, b)
-        drawn = paired_draws(real, a, b, ROUNDS, seed)
+        drawn = paired_draws(real, a, b, ROUNDS, seed, self.reference.videos)
         centred = value + drawn - drawn.mean()
         return {"difference": value, "replicates": [round(float(d), 4) for d in centred], "shared": True}
 

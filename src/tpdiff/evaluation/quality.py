@@ -24,6 +24,7 @@ from tpdiff.metrics.classifier import Classifier
 from tpdiff.metrics.clips import clips_digest, load_clips
 from tpdiff.metrics.rows import Progress, stored_rows
 
+INTERVAL = "bootstrap over videos of real clips and over made clips, centred percentiles, 95 %"
 ROUNDS = 1000
 FEWEST_DEMO, FEWEST_CLAIM = 256, 2048
 REAL_PART = 16  # real clips in memory at a time
@@ -125,7 +126,7 @@ def evaluate(
     return Quality(
         distance_name=reference.features.distance,
         kernel_name=reference.features.kernel,
-        distance=frechet_interval(reference.real, features, rounds, seed),
+        distance=frechet_interval(reference.real, features, rounds, seed, reference.videos),
         floor=reference.floor_at(made.count),
         floor_clips=floor_clips,
         kernel_distance=kernel_distance(reference.real, features),
@@ -140,7 +141,7 @@ def evaluate(
             "made": made.source | {"clips": made.count},
             "classifier": None if classifier is None else classifier.key,
             "captions": None if similarity is None else similarity.identity(),
-            "interval": {"method": "bootstrap over real and made clips, centred percentiles, 95 %", "rounds": rounds},
+            "interval": {"method": INTERVAL, "rounds": rounds},
             "software": software(),
         },
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
 BLOCK = 512  # rows of a kernel matrix that are held at a time
 REAL_SEED = 0  # of `paired_draws`' draws of real clips
 
@@ -72,15 +74,20 @@ def kernel_distance(real: Array, made: Array) -> float:
     return _off_diagonal(real) / (n * (n - 1)) + _off_diagonal(made) / (m * (m - 1)) - 2 * _sum(real, made) / (n * m)
 
 
-def frechet_interval(real: Array, made: Array, rounds: int = 1000, seed: int = 0) -> Interval:
+def frechet_interval(
+    real: Array, made: Array, rounds: int = 1000, seed: int = 0, videos: Sequence[int] | None = None
+) -> Interval:
     """The Fréchet distance with a 95 % bootstrap interval over the clips of both sets, each drawn anew with repeats.
+
+    `videos` says which video each real clip is of, (N,): clips of one video are alike, so that whole videos are drawn.
+    None, or all of one video: clips are drawn.
 
     A set with repeats looks smaller than it is, which adds the bias of small sets a second time; the percentiles of
     the drawn distances are therefore taken about their own mean and put around the distance itself.
     """
     real, made = _checked(real, made)
-    value, rng = frechet_distance(real, made), np.random.default_rng(seed)
-    drawn = [frechet_distance(_redrawn(real, rng), _redrawn(made, rng)) for _ in range(rounds)]
+    value, rng, together = frechet_distance(real, made), np.random.default_rng(seed), _rows_of(videos)
+    drawn = [frechet_distance(_redrawn(real, rng, together), _redrawn(made, rng)) for _ in range(rounds)]
     return _around(value, np.array(drawn), floor=0.0)
 
 
@@ -98,7 +105,9 @@ def paired_bootstrap(real: Array, a: Array, b: Array, rounds: int = 1000, seed: 
     return result.value, result.low, result.high
 
 
-def paired_draws(real: Array, a: Array, b: Array, rounds: int = 1000, seed: int = 0) -> Array:
+def paired_draws(
+    real: Array, a: Array, b: Array, rounds: int = 1000, seed: int = 0, videos: Sequence[int] | None = None
+) -> Array:
     """Bootstrap draws (rounds,) of the difference of two sets' Fréchet distances, `a`'s less `b`'s.
 
     In each round one draw of the real clips serves both, and one draw of clip numbers serves both made sets: clip i
@@ -111,6 +120,7 @@ def paired_draws(real: Array, a: Array, b: Array, rounds: int = 1000, seed: int 
         a, b: (M, D).
         rounds: how many draws.
         seed: of the draws of clip numbers.
+        videos: which video each real clip is of, as for `frechet_interval`.
 
     Raises:
         ValueError: as `paired_bootstrap`.
@@ -119,9 +129,10 @@ def paired_draws(real: Array, a: Array, b: Array, rounds: int = 1000, seed: int 
     _, b = _checked(real, b)
     if len(a) != len(b):
         raise ValueError(f"pairs need two sets of equal length, got {len(a)} and {len(b)} clips")
+    together = _rows_of(videos)
     of_real, rng, drawn = np.random.default_rng(REAL_SEED), np.random.default_rng([seed, 1]), np.empty(rounds)
     for number in range(rounds):
-        drawn_real = moments(_redrawn(real, of_real))
+        drawn_real = moments(_redrawn(real, of_real, together))
         rows = rng.integers(len(a), size=len(a))
         apart = [frechet_from_moments(*drawn_real, *moments(made[rows])) for made in (a, b)]
         drawn[number] = apart[0] - apart[1]
@@ -133,8 +144,19 @@ def _around(value: float, drawn: Array, floor: float | None = None) -> Interval:
     return Interval(value, low if floor is None else max(floor, low), high)
 
 
-def _redrawn(features: Array, rng: np.random.Generator) -> Array:
-    return features[rng.integers(len(features), size=len(features))]
+def _redrawn(features: Array, rng: np.random.Generator, together: Sequence[Rows] | None = None) -> Array:
+    """As many rows with repeats, or as many of the groups of rows that are drawn together."""
+    if together is None:
+        return features[rng.integers(len(features), size=len(features))]
+    return features[np.concatenate([together[i] for i in rng.integers(len(together), size=len(together))])]
+
+
+def _rows_of(videos: Sequence[int] | None) -> list[Rows] | None:
+    """The rows of each video; None where there is nothing to draw together, or one video alone."""
+    numbers = np.unique([] if videos is None else np.asarray(videos))
+    if videos is None or len(numbers) in (1, len(videos)):
+        return None
+    return [np.flatnonzero(np.asarray(videos) == number) for number in numbers]
 
 
 def _root(cov: Array) -> Array:

@@ -163,6 +163,12 @@ class Reference:
         """`floor_at` as many clips as there are real ones."""
         return self.floor_at(len(self.real))
 
+    @property
+    def videos(self) -> list[int]:
+        """(N,), the number of the video that each real clip is of."""
+        numbers: dict[str, int] = {}
+        return [numbers.setdefault(clip.source.digest, len(numbers)) for clip in self.clips]
+
     def floor_at(self, clips: int) -> float:
         """Real against real: the Fréchet distance between `real` and so many training clips that the projection
         was not fitted on (all of them where there are fewer). What a perfect model of the training split would get.
