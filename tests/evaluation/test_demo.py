@@ -24,6 +24,7 @@ TINY = [
     "data.latents=none",
     "model.autoencoder=null",
     "model.patch_size=[1,16,16]",
+    "model.temporal_overlap=0",
     "model.hidden_size=24",
     "model.num_layers=1",
     "model.num_attention_heads=2",
