@@ -1,0 +1,19 @@
+"""Libraries' notices stay away from a command's output, in the processes that it starts, too."""
+
+import subprocess
+import sys
+
+TELLS = "from transformers.utils import logging as t; from diffusers.utils import logging as d; "
+TELLS += "t.get_logger('transformers').warning('heard'); d.get_logger('diffusers').warning('heard')"
+QUIET = "from tpdiff.cli.quiet import quiet; quiet(); import subprocess, sys; "
+
+
+def said(code):
+    """Standard error of a process."""
+    return subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=True).stderr
+
+
+def test_notices_are_not_heard():
+    assert said(TELLS).count("heard") == 2
+    assert said(QUIET + TELLS) == ""
+    assert said(QUIET + f"subprocess.run([sys.executable, '-c', {TELLS!r}])") == ""
