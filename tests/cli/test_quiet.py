@@ -1,5 +1,6 @@
 """Libraries' notices stay away from a command's output, in the processes that it starts, too."""
 
+import os
 import subprocess
 import sys
 
@@ -9,8 +10,9 @@ QUIET = "from tpdiff.cli.quiet import quiet; quiet(); import subprocess, sys; "
 
 
 def said(code):
-    """Standard error of a process."""
-    return subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=True).stderr
+    """Standard error of a process that was told of no verbosity."""
+    env = {name: value for name, value in os.environ.items() if not name.endswith("_VERBOSITY")}
+    return subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=True, env=env).stderr
 
 
 def test_notices_are_not_heard():
