@@ -139,9 +139,14 @@ class ProgressReport:
         """Show a status; `name` tells several runs apart."""
         if self.console.is_terminal:
             self._bar.update(self._task, completed=status.fraction, line=f"{name} {status.line()}".strip())
-        elif status.seconds - self._last.get(name, -math.inf) >= self.every or status.fraction >= 1:
+        elif self._due(status, name):
             self._last[name] = status.seconds
             print(f"{name} {status.line()}".strip(), file=sys.stderr, flush=True)
+
+    def _due(self, status: Shown, name: str) -> bool:
+        """Long enough after the line before; also that of another run of this name, whose seconds begin anew."""
+        since = status.seconds - self._last.get(name, -math.inf)
+        return not 0 <= since < self.every or status.fraction >= 1
 
 
 def check_finite(what: str, value: float, step: int) -> None:
