@@ -192,7 +192,7 @@ class Asker:
         asked: list[Asked] = []
         for n, row in enumerate(whole.split(1)):
             options |= {name: value.to(x.device) for name, value in conditions[n].items()}
-            options["generator"] = generator or torch.Generator(x.device).manual_seed(0)
+            options["generator"] = generator or torch.Generator().manual_seed(0)
             if pictures is not None:
                 options["image"] = pictures[n]
             scheduler = OneTime(self.base.config, native_times(self.base, told[n]), float(self.schedule.sigma(t[n])))
