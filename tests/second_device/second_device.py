@@ -75,6 +75,9 @@ class _Dispatch(TorchDispatchMode):
 class _Values(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if function is torch.Tensor.new_tensor:
+            kwargs, function = {"dtype": args[0].dtype, "device": args[0].device} | kwargs, torch.tensor
+            args = args[1:]
         place = kwargs.pop("device", None) if function in FROM_VALUES else None
         made = function(*args, **kwargs)
         return made if place is None else made.to(place)
