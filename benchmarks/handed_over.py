@@ -21,9 +21,8 @@ from torch import Tensor
 
 from tpdiff import PyramidPipeline
 from tpdiff.cli.quiet import quiet
-from tpdiff.data import to_float
+from tpdiff.data import frames_to_uint8, to_float
 from tpdiff.evaluation.made import model_geometry
-from tpdiff.evaluation.samples import frames_to_uint8
 from tpdiff.metrics import Reference
 from tpdiff.metrics.clips import load_clips
 from tpdiff.metrics.distance import frechet_distance

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tpdiff.data import resize_frames, to_float, to_uint8
+from tpdiff.data import frames_to_uint8, resize_frames, to_float, to_uint8
 
 
 def test_ranges_are_exact_inverses():
@@ -22,6 +22,12 @@ def test_values_outside_are_clamped_and_nan_refused():
         to_uint8(torch.zeros(2, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"torch\.float32"):
         to_float(torch.zeros(2))
+
+
+def test_what_pipelines_return_becomes_the_nearest_bytes():
+    frames = torch.tensor([-0.1, 0.0, 0.4 / 255, 0.6 / 255, 1.0, 1.2])
+    assert frames_to_uint8(frames).tolist() == frames_to_uint8(frames.numpy()).tolist() == [0, 0, 0, 1, 255, 255]
+    assert frames_to_uint8(frames.bfloat16()).dtype == torch.uint8
 
 
 def test_same_size_is_untouched():

@@ -46,7 +46,7 @@ def sample(
     quiet()
     import torch
 
-    from tpdiff.data import write_video
+    from tpdiff.data import frames_to_uint8, write_video
     from tpdiff.files import check_writable
     from tpdiff.models.conditioning import NoCondition
     from tpdiff.models.memory import keep_freed_memory
@@ -100,7 +100,7 @@ def sample(
         for i, video in enumerate(videos):
             path = paths[first + i]
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_video(path, torch.from_numpy((video * 255).round().astype("uint8")), pipeline.config.fps)
+            write_video(path, frames_to_uint8(video), pipeline.config.fps)
             made.append({"path": str(path), "prompt": chunk[i], "seed": seed + first + i, "seconds": seconds})
             if not as_json:
                 print(f"{path}  {chunk[i] or ''}  ({seconds:.2f} s)")

@@ -122,7 +122,7 @@ def _open(
     model: Path, device: str | None, dtype: str | None, offload: bool, chosen: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """A model to sample from, and all that its samples depend on beside prompt and seed."""
-    from tpdiff.evaluation.weights import weights_digest
+    from tpdiff.evaluation.weights import pipeline_digest
     from tpdiff.models.memory import keep_freed_memory
     from tpdiff.pyramid.steps import split_steps
     from tpdiff.sampling.opening import open_pipeline
@@ -134,7 +134,7 @@ def _open(
     split_steps(chosen["steps"], len(pipeline.pyramid))
     usual = dict(zip(("num_frames", "height", "width"), pipeline.config.default_size, strict=True))
     told = chosen | {name: value for name, value in usual.items() if chosen[name] is None}
-    of = {"weights": weights_digest(newest_checkpoint(model)), "dtype": str(kind).removeprefix("torch.")}
+    of = {"weights": pipeline_digest(newest_checkpoint(model)), "dtype": str(kind).removeprefix("torch.")}
     return pipeline, {**of, **told, "fps": float(pipeline.config.fps)}
 
 

@@ -8,7 +8,7 @@ from .digits import render_digits
 from .doom import record_doom
 from .errors import DataError, VideoError
 from .folder import BadFile, Entry, FolderScan, check_share, scan
-from .frames import resize_frames, to_float, to_uint8
+from .frames import frames_to_uint8, resize_frames, to_float, to_uint8
 from .recipe import MadeSet
 from .shards import ShardDataset
 from .stream import StreamSampler, stream_indices
@@ -30,6 +30,7 @@ __all__ = [
     "check_folder",
     "check_share",
     "collate",
+    "frames_to_uint8",
     "probe",
     "read_clip",
     "read_video",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -63,6 +64,11 @@ def to_uint8(video: Tensor) -> Tensor:
     if not bool(torch.isfinite(video).all()):
         raise ValueError("to_uint8 takes finite values; this video holds NaN or infinity")
     return video.detach().to(torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def frames_to_uint8(frames: Tensor | np.ndarray) -> Tensor:
+    """Floating point in [0, 1] as pipelines return it, any shape -> uint8, rounded; values outside are clamped."""
+    return (torch.as_tensor(frames).float() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def check_size(size: tuple[int, int]) -> None:

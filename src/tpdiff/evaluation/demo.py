@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from tpdiff import __version__
-from tpdiff.data import ClipDataset, record_doom, write_video
+from tpdiff.data import ClipDataset, frames_to_uint8, record_doom, write_video
 from tpdiff.data.doom import require_vizdoom
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.arms import Arms
 from tpdiff.evaluation.budget import warm_up
 from tpdiff.evaluation.latency import count_flops, measure, wait
 from tpdiff.evaluation.results import ArmResult, Comparison, LatencyRow, LossPoint, ShippedClips, StageView
-from tpdiff.evaluation.samples import frames_to_uint8, sampler
+from tpdiff.evaluation.samples import sampler
 from tpdiff.files import write_whole
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.recipes import recipe_path

@@ -19,7 +19,7 @@ from tpdiff.data import DataError, read_clip, scan
 from tpdiff.data.clips import Geometry
 from tpdiff.evaluation.gauges import facts_of
 from tpdiff.evaluation.samples import AnyPipeline, Sampling, sample_batch
-from tpdiff.evaluation.weights import weights_digest
+from tpdiff.evaluation.weights import pipeline_digest
 from tpdiff.metrics.clips import Clip, clips_digest, exact_sources, shuffled
 from tpdiff.models.conditioning import NoCondition
 from tpdiff.pyramid.steps import split_steps
@@ -220,7 +220,7 @@ def open_model(
     pipeline.check_size(geometry[:3])
     source = {
         "kind": "samples",
-        "weights": weights_digest(folder),
+        "weights": pipeline_digest(folder),
         "device": place.type,
         "dtype": str(kind).removeprefix("torch."),
         "steps": steps if isinstance(steps, int) else list(steps),

@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from tpdiff.data import frames_to_uint8
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.sampling.tuned import TunedPipeline
 from tpdiff.training.config import Config
@@ -82,9 +83,4 @@ def sample_batch(
         output_type="pt",
         **{name: value for name, value in told.items() if value is not None},
     ).frames
-    return frames_to_uint8(torch.as_tensor(videos)).transpose(1, 2).contiguous().cpu()
-
-
-def frames_to_uint8(frames: Tensor) -> Tensor:
-    """[0, 1] floats -> uint8, any shape."""
-    return (frames * 255).round().clamp(0, 255).to(torch.uint8)
+    return frames_to_uint8(videos).transpose(1, 2).contiguous().cpu()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tpdiff.data import write_video
+from tpdiff.data import frames_to_uint8, write_video
 from tpdiff.evaluation.vbench_set import Video, VideoSet, write_set
 
 ASIDE = "unfinished.mp4"  # beside the folders that VBench reads, which hold videos of the set alone
@@ -68,7 +68,7 @@ def _places(folder: Path, video: Video) -> list[Path]:
 
 def _store(clip: Any, fps: float, folder: Path, places: Sequence[Path]) -> None:
     """Write frames (T, H, W, 3) in [0, 1] under several names."""
-    aside = write_video(folder / ASIDE, torch.from_numpy((clip * 255).round().astype("uint8")), fps)
+    aside = write_video(folder / ASIDE, frames_to_uint8(clip), fps)
     for place in places[1:]:
         os.replace(shutil.copyfile(aside, aside.with_stem(f"{aside.stem}-copy")), place)
     os.replace(aside, places[0])

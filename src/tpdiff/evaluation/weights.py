@@ -9,11 +9,11 @@ from tpdiff.sampling.trained import HERE, TOLD
 from tpdiff.sampling.tuned import LORA
 
 
-def weights_digest(folder: Path) -> str:
+def pipeline_digest(folder: Path) -> str:
     """SHA-256 over what a pipeline is loaded from; the state of training beside it does not count."""
     patterns = ("model_index.json", TOLD, LORA, "*/*.safetensors", "*/*.json")
     files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
     lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}" for file in files]
     if (folder / TOLD).is_file() and (base := json.loads((folder / TOLD).read_text())["base"]) != HERE:
-        lines.append(weights_digest(Path(base)) if Path(base).is_dir() else base)
+        lines.append(pipeline_digest(Path(base)) if Path(base).is_dir() else base)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -48,6 +48,18 @@ def each_stage(scale: Any, stages: int) -> list[Any]:
     return list(scale)
 
 
+def one_a_prompt(negative_prompt: Any, prompts: int) -> list[Any]:
+    """What guidance leads away from, for each of so many prompts: one for all, None too, or one for each.
+
+    Raises:
+        ValueError: another number of them than prompts.
+    """
+    negative = [negative_prompt] * prompts if isinstance(negative_prompt, str | None) else list(negative_prompt)
+    if len(negative) != prompts:
+        raise ValueError(f"{len(negative)} negative prompts for {prompts} prompts; give one, or one a prompt")
+    return negative
+
+
 def counting(options: Mapping[str, Any], order: int) -> Any:
     """done, evaluations of the network -> the callback's arguments, so that it counts on from there.
 

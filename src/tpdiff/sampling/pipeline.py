@@ -23,7 +23,7 @@ from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.targets import check_per_stage
 from tpdiff.pyramid.told import check_policy
-from tpdiff.sampling.arguments import each_stage
+from tpdiff.sampling.arguments import each_stage, one_a_prompt
 from tpdiff.sampling.denoiser import guided_denoiser
 from tpdiff.sampling.loop import Progress, check_sampling, sample_pyramid
 from tpdiff.sampling.trained import TOLD, newest_checkpoint
@@ -227,11 +227,7 @@ class PyramidPipeline(DiffusionPipeline):
             raise ValueError(f"a callback is given {' and '.join(TENSOR_INPUTS)}, not {', '.join(sorted(unknown))}")
         wanted = (num_frames, height, width)
         size = tuple(d if w is None else w for w, d in zip(wanted, self.config.default_size, strict=True))
-        negative = (
-            [negative_prompt] * len(prompts) if isinstance(negative_prompt, str | None) else list(negative_prompt)
-        )
-        if len(negative) != len(prompts):
-            raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one a prompt")
+        negative = one_a_prompt(negative_prompt, len(prompts))
         prompts, negative = ([p for p in some for _ in range(num_videos_per_prompt)] for some in (prompts, negative))
         scales: list[Any] = [
             guidance_scale if own is None else own for own in each_stage(guidance_scale, len(self.pyramid))

@@ -24,6 +24,7 @@ from tpdiff.pyramid.noise import Generators
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.steps import split_steps
 from tpdiff.sampling.apply import apply_pyramid, remove_pyramid, stock_class
+from tpdiff.sampling.arguments import one_a_prompt
 from tpdiff.sampling.stock import is_hollow, load_stock
 from tpdiff.sampling.trained import HERE, TOLD, Tuned, read_tuned
 
@@ -122,10 +123,7 @@ class TunedPipeline:
         """
         alone = prompt is None or isinstance(prompt, str)
         prompts: list[Any] = [prompt] if alone or not isinstance(prompt, Sequence) else list(prompt)
-        alike = isinstance(negative_prompt, str | None)
-        negative: list[Any] = [negative_prompt] * len(prompts) if alike else list(negative_prompt or ())
-        if len(negative) != len(prompts):
-            raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one a prompt")
+        negative = one_a_prompt(negative_prompt, len(prompts))
         self.conditioner.check([*prompts, *negative])
         counts = split_steps(num_inference_steps, len(self.pyramid))
         size = zip(AXIS_NAMES, (num_frames, height, width), self.config.default_size, strict=True)

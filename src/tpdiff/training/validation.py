@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tpdiff.data import write_video
+from tpdiff.data import frames_to_uint8, write_video
 from tpdiff.files import write_whole
 from tpdiff.metrics.distance import frechet_distance
 from tpdiff.metrics.features import efficientnet_features
@@ -195,7 +195,7 @@ class Validation:
                 output_type="pt",
                 **guidance,
             ).frames
-            yield (frames.float() * 255).round().to(torch.uint8).transpose(1, 2).contiguous().cpu()
+            yield frames_to_uint8(frames).transpose(1, 2).contiguous().cpu()
 
     def _captions(self, known: list[str], count: int) -> list[str | None]:
         """So many captions, the known ones again and again; None each for a model without."""
