@@ -230,6 +230,16 @@ def test_a_picture_is_encoded_once_a_clip(name, calls, tuning, tmp_path):
     assert seen == {encoder: config.train.batch_size * count for encoder, count in calls.items()}
 
 
+def test_latents_that_are_kept_do_not_take_the_pictures_away(tuning, tmp_path):
+    plain, kept = (
+        trained(
+            tuning(find_case("ltx-picture"), "train.steps=6", "data.starts=1", f"data.latents={how}"), tmp_path / how
+        )
+        for how in ("none", "memory")
+    )
+    assert [point[1:] for point in kept.losses] == [point[1:] for point in plain.losses]
+
+
 @pytest.mark.parametrize("name", ["ltx-picture", pytest.param("wan-picture", marks=pytest.mark.slow)])
 def test_pictures_are_encoded_in_float32(name, tuning, tmp_path):
     """As the clips are, whatever the network computes in."""

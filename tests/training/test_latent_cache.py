@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from tpdiff.data import ClipDataset, collate
 from tpdiff.models.autoencoder import encode_video, fingerprint, load_autoencoder
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid
 from tpdiff.training import latent_cache
@@ -89,6 +90,42 @@ def test_a_clip_is_encoded_once(latent, monkeypatch):
     assert torch.equal(again, first.flip(0))
     with pytest.raises(TypeError):
         latents.of_batch(batch_of(dataset, 2))
+
+
+@pytest.mark.parametrize("kept", ["memory", "disk"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clips_whose_latents_are_kept_are_not_decoded(latent, tmp_path, monkeypatch, kept, workers):
+    decoded = tmp_path / "decoded"  # a line a clip, also of loader processes
+    decoded.touch()
+    clip = ClipDataset.clip
+
+    def noted(self, number, start):
+        with decoded.open("a") as notes:
+            notes.write(f"{number} {start}\n")
+        return clip(self, number, start)
+
+    monkeypatch.setattr(ClipDataset, "clip", noted)
+    config = latent(
+        kept, "train.steps=2", "train.batch_size=6", "data.cache=none", "data.starts=1", f"data.workers={workers}"
+    )
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.latents.encode_ahead(trainer.dataset)
+    once = len(trainer.dataset)
+    assert len(decoded.read_text().splitlines()) == once
+    trainer.run()
+    assert len(decoded.read_text().splitlines()) == once
+
+
+def test_a_batch_may_have_kept_latents_and_clips_that_have_none(latent):
+    dataset, latents = opened(latent("memory"))
+    wanted = latents(batch_of(dataset, 0, 1, 2)["video"])
+    latents.of_batch(batch_of(dataset, 1))
+    spared = latents.spared(dataset)
+    batch = collate([spared[i] for i in (0, 1, 2)])
+    assert [video is None for video in batch["video"]] == [False, True, False]
+    assert [kept is None for kept in batch["latents"]] == [True, False, True]
+    assert torch.equal(latents.of_batch(batch), wanted)
+    assert "video" not in collate([spared[i] for i in (0, 1, 2)])
 
 
 @pytest.mark.parametrize(("kept", "starts", "each"), [("memory", "1", 1), ("disk", "3", 3), ("memory", "null", 4)])

@@ -168,6 +168,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        told = self.told(index)
+        return {"video": self.clip(told.pop("number"), told["start"]), **told}
+
+    def told(self, index: int) -> dict[str, Any]:
+        """All of a sample but its video, which is not decoded: "number" in `videos` is that of its own."""
         if index < 0:
             raise IndexError(f"sample index {index} is below 0")
         epoch, place = divmod(index, len(self.videos))
@@ -175,8 +180,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         video = self.videos[number]
         starts = self.starts_of(video)
         start = starts[draw_start(self.seed, index, len(starts))]
-        clip, entry = self.clip(number, start), video.entry
-        return {"video": clip, "caption": entry.caption or "", "index": index, "path": str(entry.path), "start": start}
+        told = {"caption": video.entry.caption or "", "index": index, "path": str(video.entry.path), "start": start}
+        return told | {"number": number}
 
     def clip(self, number: int, start: int) -> Tensor:
         """The clip of `videos[number]` from frame `start` on: uint8 (3, T, H, W), RGB in [0, 255]."""
@@ -237,10 +242,14 @@ def verify(
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Samples -> a batch: tensors stacked (video uint8 (B, 3, T, H, W)), index int64 (B,), everything else in lists."""
-    batch = {key: [sample[key] for sample in samples] for key in samples[0]}
-    stacked = {key: torch.stack(values) for key, values in batch.items() if isinstance(values[0], Tensor)}
-    return batch | stacked | {"index": torch.tensor(batch["index"])}
+    """Samples -> a batch: tensors stacked (video uint8 (B, 3, T, H, W)), index int64 (B,), everything else in lists,
+    with None where a sample has no such thing."""
+    keys = {key: None for sample in samples for key in sample}
+    batch: dict[str, Any] = {key: [sample.get(key) for sample in samples] for key in keys}
+    for key, values in batch.items():
+        if all(isinstance(value, Tensor) for value in values):
+            batch[key] = torch.stack(values)
+    return batch | {"index": torch.tensor(batch["index"])}
 
 
 def _require(found: FolderScan, folder: str | Path) -> None:

@@ -14,12 +14,14 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from tpdiff.data import ClipDataset, DataError, ShardDataset, VideoError, collate, stream_indices
+from tpdiff.training.latents import KeptFirst
 
+Samples = ClipDataset | KeptFirst | ShardDataset
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 def open_batches(
-    dataset: ClipDataset | ShardDataset,
+    dataset: Samples,
     sizes: int | Iterable[int],
     workers: int,
     start: int = 0,
@@ -92,7 +94,7 @@ class _Telling(Dataset[Any]):
     traceback alone.
     """
 
-    def __init__(self, dataset: ClipDataset | ShardDataset):
+    def __init__(self, dataset: Samples):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> dict[str, Any] | Exception:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tpdiff.data import ClipDataset, ShardDataset, to_float
 from tpdiff.models.autoencoder import compression, fingerprint, identity, load_autoencoder
@@ -16,6 +17,19 @@ from tpdiff.training.clean import Clean, encode_stages
 from tpdiff.training.config import Config
 from tpdiff.training.latent_cache import LatentCache, MemoryCache, open_latent_cache
 from tpdiff.training.setup import check_sizes
+
+
+class KeptFirst(Dataset[dict[str, Any]]):
+    """A dataset's samples with "latents" (C, t, h, w) in place of "video" where a cache has them."""
+
+    def __init__(self, dataset: ClipDataset, cache: LatentCache):
+        self.dataset, self.cache = dataset, cache
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        told = self.dataset.told(index)
+        number, latents = told.pop("number"), self.cache.get(told["path"], told["start"])
+        kept = {"video": self.dataset.clip(number, told["start"])} if latents is None else {"latents": latents}
+        return {**kept, **told}
 
 
 class Latents:
@@ -102,11 +116,15 @@ class Latents:
             return self._clean([batch[f"stage{k}"] for k in range(sum(key.startswith("stage") for key in batch))])
         if self._cache is None:
             return self(batch["video"])
-        found = []
-        for clip, path, start in zip(batch["video"], batch["path"], batch["start"], strict=True):
-            latents = self._cache.get(path, start)
-            found.append(self._keep(self._cache, path, start, clip) if latents is None else latents)
+        found, given = [], batch.get("latents", [None] * len(batch["path"]))
+        for number, (path, start) in enumerate(zip(batch["path"], batch["start"], strict=True)):
+            latents = self._cache.get(path, start) if given[number] is None else given[number]
+            found.append(self._keep(self._cache, path, start, batch["video"][number]) if latents is None else latents)
         return self._clean([torch.stack(found)])
+
+    def spared(self, dataset: ClipDataset | ShardDataset) -> ClipDataset | ShardDataset | KeptFirst:
+        """The dataset with "latents" in place of "video" where they are kept: such clips are not decoded."""
+        return dataset if self._cache is None or isinstance(dataset, ShardDataset) else KeptFirst(dataset, self._cache)
 
     def encode_ahead(self, dataset: ClipDataset | ShardDataset) -> None:
         """Keep the latents of all clips, of each video every start that `data.starts` allows, so that no step of

@@ -62,7 +62,8 @@ class Pretrained:
         self.span = self.asker.spans[self.name]
         self.patch_size = self.family.patch(pipe)
         pyramid = pipeline_stages(config, self.asker)
-        given = self.family.from_picture(pipe) and self.family.picture_kept(pipe)
+        self.takes_pictures = self.family.from_picture(pipe)
+        given = self.takes_pictures and self.family.picture_kept(pipe)
         self.convention = Convention(pyramid, self.asker.prediction_type, self._times, int(given))
         data = config.data
         stage_sizes(pipe, self.family, pyramid, (data.frames, data.height, data.width))
@@ -143,7 +144,7 @@ class Pretrained:
         """The network as it is told these things, and the time by a policy."""
         conditions = self._encoded(told.prompts, told.known)
         pictures = None
-        if self.family.from_picture(self.pipe):
+        if self.takes_pictures:
             assert told.video is not None  # shards of such a pipeline are not made
             pictures = [_picture(clip) for clip in told.video]
         pyramid = self.convention.pyramid

@@ -58,6 +58,7 @@ class Trainee(Protocol):
         convention: its stages, and what it is asked and answers.
         patch_size: (T, H, W) latent positions of a token.
         autoencoder: whose latents it diffuses; None: what the configuration names, or pixels.
+        takes_pictures: whether it is told the first frames of clips, so that these are needed beside their latents.
         network: in training mode; parameters that do not ask for gradients stay as they are. Set by `open`.
         labels: captions in class order where they are classes.
         stages: those at whose times the network is asked, finest first.
@@ -66,6 +67,7 @@ class Trainee(Protocol):
     convention: Convention
     patch_size: tuple[int, int, int]
     autoencoder: nn.Module | None
+    takes_pictures: bool
     network: Any
 
     @property
@@ -104,6 +106,7 @@ class OwnNetwork:
     """
 
     autoencoder: nn.Module | None = None
+    takes_pictures = False
     network: Any
 
     def __init__(self, config: Config):

@@ -194,7 +194,8 @@ class Trainer:
         """The micro-batches from the present step on."""
         sizes = self.mix.clips[0] if self.config.train.token_budget is None else self.mix.sizes(self.step)
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        return open_batches(self.dataset, sizes, self.config.data.workers, self.samples, rank, processes)
+        clips = self.dataset if self.trainee.takes_pictures else self.latents.spared(self.dataset)
+        return open_batches(clips, sizes, self.config.data.workers, self.samples, rank, processes)
 
     # Results
 
