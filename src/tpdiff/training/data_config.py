@@ -11,7 +11,8 @@ class DataConfig(Section):
     """Where clips come from. Sizes are pixels.
 
     `starts` is how many clips a video gives, evenly spread over it; None: one may start at any frame. `latents` keeps
-    the encoded clips of a model with an autoencoder, on disk under `cache_dir`, so that they are not decoded again.
+    the encoded clips of a model with an autoencoder, on disk under `cache_dir`, so that they are not decoded again (nor
+    from memory, but for clips that one of the `workers` reads, which knows what was kept when it began).
 
     `cache` keeps decoded videos, height × width × 3 bytes a frame: "memory", up to 2 GiB in each process, "disk", under
     `cache_dir`, or "none", which decodes each clip when it is asked for. "auto" is memory where they fit, else none.
