@@ -26,6 +26,17 @@ def shipped_autoencoder() -> Path:
     return found[0]
 
 
+def or_shipped(path: str | Path) -> Path:
+    """The path itself or, where nothing is, what comes along by its name: "gameplay-pyramid" and
+    "pretrained/gameplay-pyramid" name that model from any working directory.
+    """
+    path = Path(path)
+    if not path.exists() and path.parent in (Path(), Path("pretrained")):
+        found = [folder / path.name for folder in _folders() if (folder / path.name / CARD).is_file()]
+        return found[0] if found else path
+    return path
+
+
 def card(folder: Path) -> dict[str, Any]:
     """How a shipped model was made: command, seed, data, seconds, figures."""
     return dict(json.loads((folder / CARD).read_text()))

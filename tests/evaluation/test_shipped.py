@@ -9,12 +9,13 @@ import torch
 
 from tpdiff.data import write_video
 from tpdiff.evaluation import demo
-from tpdiff.evaluation.made import model_geometry
+from tpdiff.evaluation.made import is_model, model_geometry
 from tpdiff.metrics.clips import choose_clips, find_sources, load_clips
 from tpdiff.models.autoencoder import compression, load_autoencoder
 from tpdiff.recipes import recipe_path
 from tpdiff.sampling.pipeline import PyramidPipeline
-from tpdiff.shipped import CARD, card, shipped_models
+from tpdiff.sampling.trained import newest_checkpoint
+from tpdiff.shipped import CARD, card, or_shipped, shipped_models
 from tpdiff.training.config import Config
 from tpdiff.training.load_config import load_config
 
@@ -83,6 +84,25 @@ def test_the_autoencoder_keeps_every_frame_and_is_no_model():
     assert compression(load_autoencoder(str(folder))) == (16, (1, 8, 8))
     facts = card(folder)
     assert facts["command"].startswith("tpdiff train") and facts["figures"]["psnr"] > facts["figures"]["still_psnr"]
+
+
+@pytest.mark.parametrize("form", ["{}", "pretrained/{}"])
+def test_what_comes_along_is_known_by_its_name_anywhere(form, tmp_path, monkeypatch):
+    """Recipes say `pretrained/frame-autoencoder`, and installed they have no such folder beside them."""
+    monkeypatch.chdir(tmp_path)
+    for name, folder in shipped_models().items():
+        assert newest_checkpoint(Path(form.format(name))) == folder
+        assert is_model(form.format(name)) and model_geometry(form.format(name)) == model_geometry(folder)
+    assert compression(load_autoencoder(form.format("frame-autoencoder"))) == (16, (1, 8, 8))
+
+
+def test_a_folder_of_one_s_own_comes_before_what_comes_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gameplay-pyramid").mkdir()
+    for path in ("gameplay-pyramid", "runs/gameplay-vanilla", "../gameplay-vanilla", "gameplay"):
+        assert or_shipped(path) == Path(path)
+        with pytest.raises(FileNotFoundError, match="no model in"):
+            newest_checkpoint(Path(path))
 
 
 @pytest.mark.parametrize("name", ["gameplay-vanilla", "gameplay-pyramid"])

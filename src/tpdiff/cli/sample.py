@@ -17,7 +17,7 @@ OTHER_KINDS = (".avi", ".gif", ".mkv", ".mov", ".png", ".webm", ".webp")
 
 
 def sample(
-    model: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint, or a saved pipeline.")],
+    model: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint, a saved pipeline, or gameplay-pyramid.")],
     prompt: Annotated[list[str] | None, typer.Option(help="What to show; may be given several times.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A text file with one prompt a line.")] = None,
     out: Annotated[Path, typer.Option(help="An .mp4 file; with several videos, a folder.")] = Path("video.mp4"),

@@ -27,6 +27,7 @@ from tpdiff.sampling.opening import open_pipeline
 from tpdiff.sampling.solvers import check_solver
 from tpdiff.sampling.trained import TOLD, newest_checkpoint
 from tpdiff.sampling.tuned import TunedPipeline
+from tpdiff.shipped import or_shipped
 
 FOLDER_PART = 16  # clips of a folder that are in memory at a time
 SAME_RATE = 0.02  # relative
@@ -66,7 +67,7 @@ class Made:
 
 def is_model(path: str | Path) -> bool:
     """Whether a folder holds a run, a checkpoint or a pipeline rather than videos."""
-    path = Path(path)
+    path = or_shipped(path)
     return any((path / name).exists() for name in ("model_index.json", TOLD, "checkpoints", "config.yaml"))
 
 

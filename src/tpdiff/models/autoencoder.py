@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from tpdiff.models.digest import weights_digest
 from tpdiff.models.video_autoencoder import VideoAutoencoder
+from tpdiff.shipped import or_shipped
 
 
 def load_autoencoder(folder: str) -> nn.Module:
     """A frozen autoencoder in evaluation mode: one of diffusers', or our own `VideoAutoencoder`, from a folder that
-    save_pretrained wrote (safetensors only) or from the newest checkpoint of a run that trained one.
+    save_pretrained wrote (safetensors only), from the newest checkpoint of a run that trained one, or by the name of
+    one that comes along ("frame-autoencoder").
 
     Raises:
         ValueError: no autoencoder there.
     """
-    place = Path(folder)
+    place = or_shipped(folder)
     if not (place / "config.json").is_file():
         place = max((p.parent for p in place.glob("checkpoints/step-*/config.json")), default=place)
     try:

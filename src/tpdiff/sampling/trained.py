@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tpdiff.shipped import or_shipped
+
 TOLD = "tpdiff.json"
 HERE = "."
 
@@ -62,11 +64,13 @@ def read_tuned(folder: str | Path) -> Tuned:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The folder that holds a pipeline: `folder` itself, or the newest checkpoint of the run in it.
+    """The folder that holds a pipeline: `folder` itself, the newest checkpoint of the run in it, or a model that comes
+    along, by name.
 
     Raises:
         FileNotFoundError: neither is there.
     """
+    folder = or_shipped(folder)
     if _holds_model(folder):
         return folder
     steps = sorted(p for p in (folder / "checkpoints").glob("step-*") if _holds_model(p))
