@@ -20,6 +20,9 @@ class ModelConfig(Section):
     `stage_embedding` tells the network its stage; `stage_projections` tells it, too, and gives each stage layers of its
     own into and out of tokens, which span as much more of the video as the stage is coarser.
 
+    `rope_modes` of (T, H, W): a token of a coarse stage stands in the middle of the full-size ones that it replaces
+    ("interpolate"), or tokens are counted whatever the stage ("extrapolate").
+
     `temporal_overlap` frames before and after its own are seen and said by a token of several frames; where two tokens
     say a frame, they are cross-faded. Without it, clips of coarse stages may jump where two tokens meet.
     """
@@ -52,7 +55,8 @@ class ModelConfig(Section):
 class ConditionConfig(Section):
     """What the captions become: nothing, one class a distinct caption, or text for cross-attention.
 
-    `max_length` tokens of a text are encoded, and the rest is cut; a run that cuts captions says so as it begins.
+    `encoder` is minilm, or the folder or hub name of a text encoder. `max_length` tokens of a text are encoded, and
+    the rest is cut; a run that cuts captions says so as it begins.
     """
 
     kind: Literal["none", "label", "text"] = "text"
@@ -81,6 +85,9 @@ class DiffusionConfig(Section):
 class PyramidConfig(Section):
     """The stages, finest first; see `tpdiff.pyramid.Pyramid`.
 
+    `factors` are (T, H, W) strides against full size. `ends` are the times in (0, 1) at which all stages but the finest
+    end, rising, e_1 first; each start follows. `starts`, in place of them, are those at which all but the coarsest
+    start. With neither e_k = k / S. `resize` is haar, dct, linear or an orthogonal wavelet, such as db2.
     `causal_time` None: as the autoencoder of a pretrained pipeline, otherwise no.
     """
 
@@ -104,12 +111,12 @@ class TrainConfig(Section):
     clips as have so many tokens together, on all processes, as many on each and at least one. Coarse stages hold more
     of them in as much memory; `stage_weights` stay the shares of the clips, equal if not given.
 
-    `alignment` gives each clip of a batch a noise near it (MATH 6): by the best exchange of noises, or the nearest of
+    `alignment` gives each clip of a batch a noise near it: by the best exchange of noises, or the nearest of
     `knn_candidates`. `align_within_condition` exchanges among clips of equal captions only, which keeps a caption's
     noise normal and does nothing where all captions differ; false exchanges them over the batch, as TPDiff does.
 
     `compile` compiles the network, one graph a stage. `optimizer` "adamw8bit" keeps moments in 8 bits (torchao).
-    `timestep_policy` tells the network a noise level's own time, or arc length over the overlapping stages (MATH 7).
+    `timestep_policy` tells the network a noise level's own time, or arc length over the overlapping stages.
     `loss_space` measures the error of a network that predicts the clean sample as that of another prediction type;
     None measures it as predicted. Its weight grows as σ falls, down to σ = `loss_floor`: with flow matching and
     flow_prediction, a floor of 1 is the clean sample's own error. `distillation` weighs a further loss, against what a

@@ -11,13 +11,13 @@ class DataConfig(Section):
     """Where clips come from. Sizes are pixels.
 
     `starts` is how many clips a video gives, evenly spread over it; None: one may start at any frame. `latents` keeps
-    the encoded clips of a model with an autoencoder, on disk under `cache_dir`, so that they are not decoded again (nor
-    from memory, but for clips that one of the `workers` reads, which knows what was kept when it began).
+    the encoded clips of a model with an autoencoder, in memory or on disk under `cache_dir`; a clip whose latents are
+    kept is not decoded again. The `workers` see what is on disk, but of memory only what was kept before they began.
 
     `cache` keeps decoded videos, height × width × 3 bytes a frame: "memory", up to 2 GiB in each process, "disk", under
     `cache_dir`, or "none", which decodes each clip when it is asked for. "auto" is memory where they fit, else none.
 
-    `stages` says what the clean latents of a stage are: resized latents, or encoded resized frames (MATH 5).
+    `stages` says what the clean latents of a stage are: resized latents, or encoded resized frames.
     `shards`, a folder or a URL, is what `tpdiff cache` made of these clips. Training then reads it, shuffled within
     `shuffle` clips, and neither `path` nor `cache` nor `latents`. In it, `starts` None takes clips one after another,
     without overlap, and `buckets` are clip sizes (49x480x832, ...), None: the one of `frames` × `height` × `width`;
