@@ -116,6 +116,17 @@ def test_other_jumps_are_what_they_are_called():
     assert abs(wrong - c) > 0.01
 
 
+def test_samples_are_made_where_training_is_though_averages_wait_on_the_cpu(tmp_path):
+    study = ablation_of(tmp_path, data={"kind": "digits", "clips": 8, "frames": 4})
+    data = make_data(study.data, tmp_path / "data")
+    config = study.config("vanilla", data, 0, 1)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"ema_device": "cpu"})})
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.device = torch.device("meta")
+    assert sampler(trainer).transformer.device == trainer.device
+    assert next(trainer.ema.network.parameters()).device.type == "cpu"
+
+
 def test_untrained_stages_follow_the_spectrum_of_what_the_network_sees(tmp_path):
     study = ablation_of(tmp_path, data={"kind": "digits", "clips": 8, "frames": 4})
     data = make_data(study.data, tmp_path / "data")

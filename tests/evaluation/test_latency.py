@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tpdiff.evaluation import latency
 from tpdiff.evaluation.latency import count_flops, measure, speedup, standings
 from tpdiff.evaluation.results import LatencyRow
+from tpdiff.models.fused import KEPT_TOKENS, attention
 
 BATCH, HEADS, LENGTH, WIDTH = 2, 3, 20, 24
 HEAD = WIDTH // HEADS
@@ -40,6 +41,14 @@ def test_attention_between_different_lengths_and_widths():
 def test_backward_counts_two_products_for_each_of_the_forward():
     layer, x = Attention(), torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True)
     assert count_flops(lambda: layer(x).sum().backward()) == 3 * (PROJECTIONS + SCORES)
+
+
+@pytest.mark.parametrize("tokens", [20, KEPT_TOKENS + 8])
+def test_what_a_backward_pass_computes_again_counts_once(tokens):
+    """Many attention weights are not kept for it."""
+    q, k, v = (torch.randn(1, HEADS, tokens, HEAD, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    scores = 2 * 2 * HEADS * tokens * tokens * HEAD
+    assert count_flops(lambda: attention(q, k, v).sum().backward()) == 3 * scores
 
 
 @pytest.mark.parametrize("kernel", ["flash_attention", "efficient_attention", "cudnn_attention"])

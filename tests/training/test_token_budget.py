@@ -190,6 +190,15 @@ def test_a_budget_does_not_go_with_all_stages_in_a_batch(tiny):
         tiny("train.token_budget=0")
 
 
+@pytest.mark.parametrize("buckets", ["auto", "4x16x32", "4x16x16,4x16x32"])
+def test_a_budget_needs_clips_of_one_size(tiny, buckets):
+    """Or a micro-batch of larger clips would hold as many as of the size in the recipe, whatever the memory."""
+    size = ["data.frames=4", "data.height=16", "data.width=16"]
+    tiny("train.token_budget=64", *size, "data.buckets=4x16x16")
+    with pytest.raises(ValueError, match=r"train\.token_budget needs clips of one size, .* or name 4x16x16"):
+        tiny("train.token_budget=64", *size, f"data.buckets={buckets}")
+
+
 def test_another_budget_is_not_a_resumption(tiny, tmp_path):
     trainer = Trainer(tiny("train.steps=1", "train.token_budget=64"), tmp_path / "run")
     trainer.run()

@@ -212,6 +212,11 @@ def test_other_captions_are_not_a_resumption(tiny, tmp_path, tiny_values, clips)
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = tiny(f"data.path={folder}", "train.steps=1")
     trained(config, tmp_path / "run").save()
+    called = {row["caption"] for row in rows}
+    others = [{**row, "caption": min(called - {row["caption"]})} for row in rows]  # the same classes, of other clips
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    with pytest.raises(ValueError, match=r"other captions than the videos of .* have now; put them as they were"):
+        Trainer(config, tmp_path / "run", resume=True)
     for row in rows:
         row["caption"] = "zero to four" if "below" in row["caption"] else "five to nine"
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

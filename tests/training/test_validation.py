@@ -1,6 +1,7 @@
 """Validation during training: the right figures, the same every time, beside the training and never in it."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -244,6 +245,40 @@ def test_a_stop_leaves_no_half_validation(tiny, tmp_path):
     whole = trained(config, tmp_path / "whole")
     assert timeless(resumed.validation.records) == timeless(whole.validation.records)
     assert [record["step"] for record in lines(out)] == [2, 4]
+
+
+def test_a_validation_that_fails_loses_no_step(tiny, tmp_path):
+    """Here a file stands where its samples are to go."""
+    config = tiny(
+        *STEPS, "train.steps=6", "validation.every_steps=4", "validation.samples=1", "validation.sample_steps=3"
+    )
+    out = tmp_path / "run"
+    trainer = Trainer(config, out)
+    blocked = out / "validation" / "step-00000004"
+    blocked.parent.mkdir()
+    blocked.write_text("in the way")
+    with pytest.raises(OSError) as caught:
+        trainer.run()
+    folder = out / "checkpoints" / "step-00000004"
+    assert caught.value.__notes__ == [f"the run so far is in {folder}; --resume goes on from there"]
+    blocked.unlink()
+    resumed, whole = trained(config, out, resume=True), trained(config, tmp_path / "whole")
+    assert_same_training(resumed, whole)
+    assert timeless(lines(out)) == timeless(lines(tmp_path / "whole"))
+
+
+def test_a_distance_to_one_clip_is_refused_before_training(tiny, tmp_path, clips):
+    folder = tmp_path / "set"
+    shutil.copytree(clips, folder)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    held_out = [row for row in rows if "test" in row["file_name"]]
+    rows = [row for row in rows if row not in held_out[1:]]
+    for row in held_out[1:]:
+        (folder / row["file_name"]).unlink()
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"needs at least 2 clips of validation\.split=test, which has 1; give more"):
+        Trainer(tiny(*STEPS, f"data.path={folder}", "validation.distance_clips=2"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_progress_line_shows_it(tiny, tmp_path):

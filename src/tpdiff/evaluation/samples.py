@@ -37,7 +37,8 @@ class Sampling:
 
 def sampler(trainer: Trainer) -> Any:
     """A pipeline over a copy of the averaged weights, in the precision it was trained in."""
-    return trainer.pipeline().lowered(precision(trainer.config))
+    with trainer.ema.whole(True, trainer.device):
+        return trainer.pipeline().lowered(precision(trainer.config))
 
 
 def reopened(folder: Path, config: Config) -> Any:

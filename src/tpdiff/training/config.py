@@ -258,8 +258,12 @@ class Config(Section):
             raise ValueError("data.shards holds latents; set model.autoencoder, which they were encoded with")
         if self.validation.on and not self.data.path:
             raise ValueError("validation needs the videos themselves; set data.path, or leave validation off")
-        if self.train.token_budget is not None and (self.data.buckets == "auto" or len(self.data.buckets or ()) > 1):
-            raise ValueError("train.token_budget needs clips of one size; leave out data.buckets, or name one")
+        size = (self.data.frames, self.data.height, self.data.width)
+        if self.train.token_budget is not None and self.data.buckets not in (None, [size]):
+            raise ValueError(
+                "train.token_budget needs clips of one size, data.frames × data.height × data.width; leave out "
+                f"data.buckets, or name {'x'.join(map(str, size))}"
+            )
         if self.data.latents == "disk" and self.data.cache_dir is None:
             raise ValueError("data.latents=disk needs data.cache_dir, the folder to keep them in")
         return self

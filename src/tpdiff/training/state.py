@@ -47,6 +47,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "recent": trainer.recent.pack(),
         "gradient_scaler": None if scaler is None else scaler.state_dict(),
         "captions": trainer.trainee.labels,
+        "captions_digest": trainer.captions_digest,
         "autoencoder": trainer.latents.identity,
         "shards": getattr(trainer.dataset, "digest", None),
         "videos": trainer.videos,
@@ -99,6 +100,11 @@ def restore(trainer: Trainer, folder: Path) -> None:
     check_same_videos(folder, state.get("videos"), trainer.videos, path, trainer.dataset.bad)
     if state["captions"] != trainer.trainee.labels:
         raise ValueError(f"{folder} was trained with other captions as classes than {path} has")
+    if state.get("captions_digest") not in (None, trainer.captions_digest):
+        raise ValueError(
+            f"{folder} was trained with other captions than the videos of {path} have now; put them as they were, or "
+            "begin another run with another --out"
+        )
     if state["autoencoder"] != trainer.latents.identity:
         raise ValueError(f"{folder} was trained on latents of another autoencoder; use the one it was trained with")
     if state.get("shards") != getattr(trainer.dataset, "digest", None):

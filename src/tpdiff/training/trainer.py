@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from tpdiff.training.step import check_values, take_step
 from tpdiff.training.trackers import check_trackers, start_trackers
 from tpdiff.training.trainee import OwnNetwork, Trainee
 from tpdiff.training.validation import Validation
-from tpdiff.training.videos import videos_of
+from tpdiff.training.videos import captions_digest, videos_of
 
 
 class Trainer:
@@ -88,6 +89,8 @@ class Trainer:
             self.dataset = open_source(config, shards, progress) if dataset is None else dataset
         self.latents.serve(self.dataset)
         self.videos = videos_of(self.dataset, config.data.path)
+        told = config.condition.kind != "none"
+        self.captions_digest = captions_digest(self.dataset, config.data.path) if told else None
         if self.device.type == "cpu":
             keep_freed_memory()
         sizes = (self.latents.shape, self.trainee.patch_size)
@@ -146,7 +149,8 @@ class Trainer:
 
         Raises:
             ValueError: a loss or a gradient that is not a number; what was saved before stays.
-            ValueError, OSError: clips that cannot be read, after a checkpoint of the last step.
+            ValueError, OSError: clips that cannot be read, after a checkpoint of the last step; so does whatever ends a
+                validation.
         """
         self._open_stream()
         until, log = self.seconds + seconds, self.config.log
@@ -262,10 +266,15 @@ class Trainer:
             self.stop_requested = True
 
     def _next_batches(self) -> list[dict[str, Any]]:
-        """The micro-batches of a step. If one cannot be read, a checkpoint of the steps so far is left first."""
+        """The micro-batches of a step."""
+        with self._kept_if_this_fails(), all_or_none(self.accelerator):  # so that none waits in a step
+            return [self._next_batch() for _ in range(self.config.train.accumulation)]
+
+    @contextmanager
+    def _kept_if_this_fails(self) -> Iterator[None]:
+        """While active, an error, which all processes meet, leaves a checkpoint of the steps so far."""
         try:
-            with all_or_none(self.accelerator):  # so that all processes write it, and none waits in a step
-                return [self._next_batch() for _ in range(self.config.train.accumulation)]
+            yield
         except Exception as error:
             if self.step > self._saved_step:
                 folder = self.save()
@@ -275,7 +284,8 @@ class Trainer:
     def _validate(self, report: Report | None) -> None:
         if self.validation is None or not self.validation.due(self):
             return
-        self.validation.run(self)
+        with self._kept_if_this_fails():
+            self.validation.run(self)
         self._agree_to_stop()
         if self._status is not None:
             self._tell(report, self._status)

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,13 @@ from torch import Tensor
 
 from tpdiff.data import frames_to_uint8, write_video
 from tpdiff.files import write_whole
+from tpdiff.metrics.clips import Clip
 from tpdiff.metrics.distance import frechet_distance
 from tpdiff.metrics.features import efficientnet_features
 from tpdiff.metrics.reference import Reference
 from tpdiff.sampling.pipeline import PyramidPipeline
 from tpdiff.training.config import Config
-from tpdiff.training.distribution import means
+from tpdiff.training.distribution import all_or_none, means
 from tpdiff.training.held_out import midpoints, open_held_out, quantile_losses
 from tpdiff.training.randomness import sample_generators
 
@@ -90,11 +91,11 @@ class Validation:
 
     def run(self, trainer: Trainer) -> None:
         """Measure the averaged weights as they are now and write the record; a stop that the main process is asked for
-        meanwhile leaves none. Collective: every process calls it.
+        meanwhile leaves none. Collective: every process calls it, and where it fails on one it does on all.
         """
         record: dict[str, Any] | None = {"step": trainer.step, "seconds": trainer.seconds, "loss": {}, "took": 0.0}
         main = trainer.accelerator.is_main_process
-        with trainer.ema.whole(main, self.device):
+        with trainer.ema.whole(main, self.device), all_or_none(trainer.accelerator):
             if main:
                 record = self._measure(trainer)
         (given_up,) = means(trainer.accelerator, [float(record is None)])
@@ -218,7 +219,16 @@ class Validation:
             max_bad_share=data.max_bad_share,
             cache_dir=Path(data.cache_dir or self.out / FOLDER) / "features" if kept else None,
             features=features,
+            check=self._check_reference,
         )
+
+    def _check_reference(self, clips: Sequence[Clip]) -> None:
+        """Refuse real clips that no distance can be measured to."""
+        if len(clips) < 2:
+            raise ValueError(
+                f"validation.distance_clips needs at least 2 clips of validation.split={self.config.validation.split}, "
+                f"which has {len(clips)}; give more videos there, or validation.distance_clips=0"
+            )
 
 
 def read_records(path: Path, step: float = math.inf) -> list[dict[str, Any]]:

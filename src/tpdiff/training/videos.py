@@ -1,4 +1,5 @@
-"""Which videos a run is trained on: kept in its checkpoints, so that it goes on with these and no others.
+"""Which videos a run is trained on: kept in its checkpoints, so that it goes on with these, called the same, and no
+others.
 
 Data order and first frames depend on how many videos there are, in which order, and on their lengths. Where the folder
 lies is no part of it.
@@ -7,6 +8,7 @@ lies is no part of it.
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 from tpdiff.data import BadFile, ClipDataset, ShardDataset
@@ -24,6 +26,14 @@ def videos_of(dataset: ClipDataset | ShardDataset, folder: str) -> list[str] | N
     if isinstance(dataset, ShardDataset):
         return None
     return [_line(_name(v.entry.path, folder), v.entry.path, f"{v.length} frames") for v in dataset.videos]
+
+
+def captions_digest(dataset: ClipDataset | ShardDataset, folder: str) -> str | None:
+    """A digest of every video's caption, whatever their order. None of shards, whose own digest knows theirs."""
+    if isinstance(dataset, ShardDataset):
+        return None
+    told = sorted(f"{_name(v.entry.path, folder)}\0{v.entry.caption or ''}" for v in dataset.videos)
+    return blake2b("\0\0".join(told).encode(), digest_size=16).hexdigest()
 
 
 def check_files(checkpoint: Path, before: Sequence[str] | None, folder: str) -> None:
