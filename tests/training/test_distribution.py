@@ -123,6 +123,22 @@ def test_a_stop_during_validation_is_heard_by_all(values, tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
 
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_a_validation_that_fails_on_the_main_process_ends_all_with_a_checkpoint(values, tmp_path, way):
+    values["train"]["steps"], values["log"]["checkpoint_every_steps"] = 4, None
+    values["validation"] = {"every_steps": 2, "clips": 4, "quantiles": 2, "samples": 1, "sample_steps": 3}
+    out = tmp_path / "run"
+    blocked = out / "validation" / "step-00000002"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("in the way of its samples")
+    assert ends(start(values, out, 2, way)) == [1, 1]
+    assert [folder.name for folder in ckpt.checkpoints(out)] == ["step-00000002"]
+    blocked.unlink()
+    train(values, out, 2, way, resume=True)
+    lines = (out / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]
+
+
 # Deaths
 
 
