@@ -1,6 +1,7 @@
 """Captions and splits: every way to write them, and every way to get them wrong."""
 
 import json
+import os
 
 import pytest
 
@@ -36,6 +37,21 @@ def test_a_caption_that_is_not_text(folder):
     (folder / "b.txt").write_bytes(b"caf\xe9")
     found = scan(folder)
     assert found.skipped == (BadFile(folder / "b.mp4", "its caption b.txt is not UTF-8 text"),)
+
+
+def test_names_and_captions_that_no_file_can_hold_are_set_aside(folder):
+    """As old archives have them, and captions that were cut within a character of two units."""
+    os.rename(folder / "b.mp4", os.fsencode(folder) + b"/caf\xe9.mp4")
+    (folder / "a.txt").write_text("a kite")
+    (folder / "sub/c.txt").write_text("a boat")
+    found = scan(folder)
+    assert [entry.path.name for entry in found.entries] == ["a.MOV", "c.webm"]
+    assert found.skipped == (BadFile(folder / r"caf\udce9.mp4", "its name is not UTF-8 text (surrogates not allowed)"),)
+    write_jsonl(folder, '{"file_name": "a.MOV", "caption": "a kite \\ud83d"}', {"file_name": "sub/c.webm", "text": "x"})
+    found = scan(folder)
+    assert [entry.path.name for entry in found.entries] == ["c.webm"]
+    assert found.skipped == (BadFile(folder / "a.MOV", "its caption is not UTF-8 text (surrogates not allowed)"),)
+    assert found.unlisted == (folder / r"caf\udce9.mp4",)
 
 
 def test_subfolders_name_the_split(tmp_path):
@@ -130,6 +146,11 @@ def test_malformed_lines_are_named(folder, line, message):
         ("file_name,text\nb.mp4\n", r"metadata\.csv, line 2: not the 2 columns"),
         ("file_name,text\nb.mp4,x\na.MOV,x,y\n", r"metadata\.csv, line 3: not the 2 columns"),
         ("file_name,text\n", r"metadata\.csv lists no videos"),
+        (
+            'file_name,text\nb.mp4,"a dog\na.MOV,"a cat"\n',
+            r"metadata\.csv, line 3: not CSV .*; is a quote",
+        ),
+        ('file_name,text\nb.mp4,"a dog\n' + "a.MOV,a cat\n" * 20000, r"not CSV \(field larger than field limit"),
     ],
 )
 def test_malformed_tables(folder, text, message):

@@ -17,7 +17,7 @@ from tpdiff.training.autoencoder_config import AutoencoderConfig, AutoencoderTra
 from tpdiff.training.checkpoint import STATE, checkpoints
 from tpdiff.training.config import Config
 from tpdiff.training.load_config import ConfigError, build
-from tpdiff.training.reconstruction import SMOOTH, psnr_of, reconstruction_loss
+from tpdiff.training.reconstruction import SMOOTH, measure, psnr_of, reconstruction_loss
 
 TINY = {"latent_channels": 4, "hidden_size": 16, "encoder_layers": 1, "decoder_layers": 1}
 
@@ -208,6 +208,15 @@ def test_quality_is_that_of_held_out_clips(tiny_recipe, tmp_path):
     assert 0 < quality.ssim < 1
     assert quality.still_psnr > 10
     assert json.loads((tmp_path / "run" / "quality.json").read_text())["psnr"] == quality.psnr
+
+
+def test_a_clip_without_a_difference_counts_as_100_decibels(tiny_recipe, tmp_path):
+    trainer = trained(tiny_recipe("train.steps=1"), tmp_path / "run")
+    moving = trainer.held_out[0]["video"]
+    still = moving[:, :1].expand_as(moving).contiguous()
+    one, two = (measure(trainer.ema.network, clips, trainer.device) for clips in ([moving], [moving, still]))
+    assert two.still_psnr == pytest.approx((one.still_psnr + 100) / 2)
+    assert 0 < two.psnr < 100
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,13 @@ def sample(
     import torch
 
     from tpdiff.data import frames_to_uint8, write_video
-    from tpdiff.files import check_writable
+    from tpdiff.files import check_writable, read_prompts
     from tpdiff.models.conditioning import NoCondition
     from tpdiff.models.memory import keep_freed_memory
     from tpdiff.sampling.opening import open_pipeline
     from tpdiff.sampling.tuned import TunedPipeline
 
-    given = [*(prompt or []), *_read_prompts(prompts)]
+    given = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     pictures = _read_pictures(image or [], len(given))
     texts: list[str | None] = [p for p in given for _ in range(num_videos)] or [None] * num_videos
     paths = _paths(out, len(texts))
@@ -123,15 +123,6 @@ def _steps(text: str) -> int | list[int]:
     except ValueError:
         raise ValueError(f"steps {text!r} is neither a number (30) nor counts coarsest first (10,10,10)") from None
     return counts[0] if len(counts) == 1 else counts
-
-
-def _read_prompts(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    lines = [line.strip() for line in path.read_text().splitlines()]
-    if not any(lines):
-        raise ValueError(f"{path} holds no prompt; write one a line")
-    return [line for line in lines if line]
 
 
 def _paths(out: Path, count: int) -> list[Path]:

@@ -42,6 +42,7 @@ def train(
     quiet()
     from tpdiff.data import ClipDataset
     from tpdiff.data.filled import filled_lines
+    from tpdiff.files import holding
     from tpdiff.training.autoencoder import AutoencoderTrainer
     from tpdiff.training.progress import ProgressReport
     from tpdiff.training.trainer import Trainer
@@ -70,7 +71,8 @@ def train(
         for line in filled_lines(trainer.dataset.videos, trainer.dataset.geometry):
             print(line, file=sys.stderr)
     progress = ProgressReport(run.name) if main else nullcontext()
-    with progress as report, stop_on_signals(trainer.request_stop, launched=processes > 1):
+    alone = holding(run) if main else nullcontext()
+    with alone, progress as report, stop_on_signals(trainer.request_stop, launched=processes > 1):
         trainer.run(report=report)
         stopped = trainer.stop_requested  # a signal while it saves asks for nothing more
         folder = trainer.save()

@@ -88,10 +88,14 @@ def scan(folder: str | Path, split: str | None = None, pictures: bool = False) -
         alone = [path for path in alone if not path.is_relative_to(table.parent)]
     parts.append(_from_neighbours(folder, alone))
     used = {*videos, *tables, folder / RECIPE, *(path.with_suffix(".txt") for path in alone)}
+    entries = sorted((entry for part in parts for entry in part.entries), key=lambda entry: entry.path)
     found = FolderScan(
-        tuple(sorted((entry for part in parts for entry in part.entries), key=lambda entry: entry.path)),
-        tuple(item for part in parts for item in part.skipped),
-        tuple(path for part in parts for path in part.unlisted),
+        tuple(entry for entry in entries if _untold(entry) is None),
+        (
+            *(item for part in parts for item in part.skipped),
+            *(BadFile(_printable(entry.path), why, entry.split) for entry in entries if (why := _untold(entry))),
+        ),
+        tuple(_printable(path) for part in parts for path in part.unlisted),
         _others(path for path in files if path not in used),
     )
     return found if split is None else _only(found, split, folder)
@@ -130,6 +134,21 @@ def check_share(scan: FolderScan, max_bad_share: float) -> None:
         raise DataError(
             f"{bad} of {total} videos cannot be used, more than max_bad_share {max_bad_share:g} allows:{reasons}{more}"
         )
+
+
+def _untold(entry: Entry) -> str | None:
+    """Why what is written of a video, its name or its caption, cannot be written anywhere else; None if it can."""
+    for what, text in (("name", str(entry.path)), ("caption", entry.caption or "")):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return f"its {what} is not UTF-8 text ({error.reason})"
+    return None
+
+
+def _printable(path: Path) -> Path:
+    """A path to be shown, what is not UTF-8 in it as escapes."""
+    return Path(str(path).encode("utf-8", "backslashreplace").decode())
 
 
 def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:

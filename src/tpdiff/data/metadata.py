@@ -48,14 +48,17 @@ def _jsonl(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_lines(table))
-    if "file_name" not in (reader.fieldnames or []):
-        raise DataError(f"{table}, line 1: no column file_name among {reader.fieldnames or []}")
-    for row in reader:
-        if None in row or None in row.values():
-            columns = len(reader.fieldnames or [])
-            raise DataError(f"{table}, line {reader.line_num}: not the {columns} columns of line 1")
-        yield reader.line_num, row
+    reader = csv.DictReader(_lines(table), strict=True)
+    try:
+        if "file_name" not in (reader.fieldnames or []):
+            raise DataError(f"{table}, line 1: no column file_name among {reader.fieldnames or []}")
+        for row in reader:
+            if None in row or None in row.values():
+                columns = len(reader.fieldnames or [])
+                raise DataError(f"{table}, line {reader.line_num}: not the {columns} columns of line 1")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.reader.line_num}: not CSV ({error}); is a quote left open?") from error
 
 
 def _lines(table: Path) -> list[str]:

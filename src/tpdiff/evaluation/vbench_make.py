@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from tpdiff.data import frames_to_uint8, write_video
 from tpdiff.evaluation.vbench_set import Video, VideoSet, write_set
+from tpdiff.files import holding
 
 ASIDE = "unfinished.mp4"  # beside the folders that VBench reads, which hold videos of the set alone
 CALL = ("guidance_scale", "negative_prompt", "solver", "num_frames", "height", "width")
@@ -32,25 +34,26 @@ def make_videos(
     with (videos there, videos in all).
 
     Returns how many were made. Raises ValueError for prompts or settings that the model cannot serve; the folder is
-    then left alone.
+    then left alone, as it is while another process writes to it.
     """
     folder = Path(folder)
     pipeline.conditioner.check(sorted({video.prompt for video in wanted.videos}))
-    for stray in folder.glob(f"*{ASIDE.removesuffix('.mp4')}*.mp4"):
-        stray.unlink()
-    made, written = 0, False
-    for first in range(0, len(wanted.videos), wanted.sampling["batch"]):
-        batch = wanted.videos[first : first + wanted.sampling["batch"]]
-        missing = [number for number, video in enumerate(batch) if not all(p.is_file() for p in _places(folder, video))]
-        clips = _sample(pipeline, batch, wanted.sampling) if missing else []
-        if not written:  # not before it is known that the model takes the settings
-            write_set(wanted, folder, source)
-            written = True
-        for number in missing:
-            _store(clips[number], pipeline.config.fps, folder, _places(folder, batch[number]))
-        made += len(missing)
-        if progress is not None:
-            progress(first + len(batch), len(wanted.videos))
+    made = 0
+    with ExitStack() as kept:
+        for first in range(0, len(wanted.videos), wanted.sampling["batch"]):
+            batch = wanted.videos[first : first + wanted.sampling["batch"]]
+            missing = [n for n, video in enumerate(batch) if not all(p.is_file() for p in _places(folder, video))]
+            clips = _sample(pipeline, batch, wanted.sampling) if missing else []
+            if first == 0:  # not before it is known that the model takes the settings
+                kept.enter_context(holding(folder))
+                for stray in folder.glob(f"*{ASIDE.removesuffix('.mp4')}*.mp4"):
+                    stray.unlink()
+                write_set(wanted, folder, source)
+            for number in missing:
+                _store(clips[number], pipeline.config.fps, folder, _places(folder, batch[number]))
+            made += len(missing)
+            if progress is not None:
+                progress(first + len(batch), len(wanted.videos))
     return made
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tpdiff.evaluation.vbench import SUITES, VBENCH, Suite
-from tpdiff.files import write_whole
+from tpdiff.files import read_prompts, write_whole
 
 SET, PROMPTS, INFO, SCRIPT = "vbench.json", "prompts.json", "full_info.json", "evaluate.sh"
 VIDEOS, RESULTS, FILTERED = "videos", "results", "filtered/filtered_videos"
@@ -109,10 +109,7 @@ def custom_set(
         ValueError: no prompt, or dimensions that take none of one's own.
     """
     path = Path(path)
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt; write one a line")
+    prompts = read_prompts(path)
     suite = next((s for s in SUITES.values() if set(dimensions) & set(s.dimensions)), VBENCH)
     chosen = _choose(dimensions, dict.fromkeys(suite.custom, VIDEOS), f"that {suite.name} measures on other prompts")
     most = max(suite.more.get(d, suite.videos) for d in chosen)

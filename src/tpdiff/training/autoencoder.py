@@ -181,7 +181,7 @@ class AutoencoderTrainer:
             return None
         clips = min(self.config.held_out.clips, len(self.held_out))
         quality = measure(self.ema.network, self._clips(self.held_out, clips), self.device)
-        (self.out / "quality.json").write_text(json.dumps({"step": self.step, **asdict(quality)}, indent=1))
+        write_whole(self.out / "quality.json", json.dumps({"step": self.step, **asdict(quality)}, indent=1))
         if self.config.log.trackers:
             values = {f"held_out/{name}": value for name, value in asdict(quality).items() if value is not None}
             self.accelerator.log(values, step=self.step)

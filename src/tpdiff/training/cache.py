@@ -28,7 +28,7 @@ from tpdiff.data import BadFile, DataError, Entry, FolderScan, check_share, scan
 from tpdiff.data.folder import require_captions
 from tpdiff.data.shard_files import EMPTY_PROMPT, LISTING, digest_of_file, receipt_name, shard_name
 from tpdiff.data.shards import read_listing
-from tpdiff.files import write_whole
+from tpdiff.files import holding, write_whole
 from tpdiff.training.cache_settings import cache_settings, difference, open_buckets
 from tpdiff.training.cache_workers import make_shards
 from tpdiff.training.config import Config
@@ -36,13 +36,6 @@ from tpdiff.training.pipeline_encoder import open_encoder
 from tpdiff.training.progress import clock
 from tpdiff.training.setup import warn_of_held_out
 from tpdiff.training.shard_maker import Source
-
-try:
-    import fcntl
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "tpdiff cache holds its folder by file locks that Windows does not have; nearest: Linux, macOS or WSL"
-    ) from error
 
 FILES_A_SHARD = 64
 
@@ -183,12 +176,7 @@ def _begun(out: Path, settings: Mapping[str, Any], shards: int | None, files: in
             differs.append(f"shards: cache {before['count']}, asked {shards}")
         if differs:
             raise DataError(f"{out} holds another cache ({'; '.join(differs)}); give a new folder or remove this one")
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"another process is writing to {out}; wait for it, or end it") from None
+    with holding(out):
         count = before["count"] if before else shards or max(1, math.ceil(files / FILES_A_SHARD))
         yield {"complete": False, "settings": settings, "count": count}
 

@@ -1,8 +1,9 @@
 """What a run needs before its first step, and everything that can be refused by then."""
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from tpdiff.data import ClipDataset, ShardDataset, check_share, scan
 from tpdiff.data.folder import HELD_OUT, Entry, require_captions
+from tpdiff.files import holding
 from tpdiff.models.conditioning import Conditioner, LabelCondition, NoCondition, StoredText, TextCondition, padded
 from tpdiff.models.text import load_text_encoder
 from tpdiff.pyramid.geometry import check_video_size
@@ -146,10 +148,12 @@ def check_folder(out: Path, config: Section, resume: bool) -> Path | None:
     """The checkpoint to resume from; None for a new run, or one that was ended before its first checkpoint.
 
     Raises:
-        ValueError: a folder in use without resume, or resume without a checkpoint.
+        ValueError: a folder in use without resume, or resume without a checkpoint or of a run that goes on elsewhere.
     """
-    if resume:
-        ckpt.mend(out)
+    if resume and out.is_dir():
+        first = os.environ.get("RANK", "0") == "0"  # of several processes
+        with holding(out) if first else nullcontext():
+            ckpt.mend(out)
     found = ckpt.checkpoints(out)
     begun = (out / "config.yaml").exists()
     if resume and not found and not begun:
