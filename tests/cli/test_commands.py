@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 import yaml
 from command_line import call, refused, refused_in_a_line
+from PIL import Image
 
+from tpdiff.cli.sample import _read_pictures
 from tpdiff.training.checkpoint import checkpoints
 from tpdiff.training.trainer import Trainer
 
@@ -31,6 +33,17 @@ LOW, HIGH = "a digit below five moves", "a digit from five up moves"
 def tree(folder):
     """Every file and folder under a folder, files with their bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def test_a_first_frame_is_turned_as_its_camera_says(tmp_path):
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:, :24, 0] = 255  # the left half is red
+    turn = Image.Exif()
+    turn[0x0112] = 6  # a quarter turn clockwise
+    Image.fromarray(pixels).save(tmp_path / "phone.jpg", quality=95, exif=turn)
+    (picture,) = _read_pictures([tmp_path / "phone.jpg"], 1)
+    upright = np.asarray(picture)[..., 0]
+    assert upright.shape == (48, 32) and upright[:20].mean() > 200 and upright[-20:].mean() < 50
 
 
 @pytest.fixture

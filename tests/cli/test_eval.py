@@ -151,6 +151,13 @@ def test_a_model_says_its_clips_wherever_it_lies(run, tmp_path, monkeypatch):
         assert model_geometry(path) == (8, 16, 16, 4, "stretch")
 
 
+def test_a_pipeline_that_does_not_say_its_clips_is_refused(real, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    assert "holds a WanPipeline, which does not say what it was trained on; give a folder" in refused(
+        "eval", real, tmp_path
+    )
+
+
 def test_samples_follow_captions_and_seeds(real, run):
     """Clip i has the caption of real clip i and seed i; which clips are asked for together changes little."""
     geometry = model_geometry(run)

@@ -109,12 +109,12 @@ def sample(
 
 
 def _read_pictures(paths: list[Path], prompts: int) -> list[Any]:
-    """First frames; their number must be one, or that of the prompts."""
-    from PIL import Image
+    """First frames, upright; their number must be one, or that of the prompts."""
+    from PIL import Image, ImageOps
 
     if paths and len(paths) not in (1, max(prompts, 1)):
         raise ValueError(f"{len(paths)} pictures for {prompts} prompts; give one for all, or one each")
-    return [Image.open(path).convert("RGB") for path in paths]
+    return [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in paths]
 
 
 def _steps(text: str) -> int | list[int]:

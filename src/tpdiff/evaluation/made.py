@@ -76,6 +76,7 @@ def model_geometry(path: str | Path) -> Geometry:
 
     Raises:
         FileNotFoundError: no model there.
+        ValueError: a pipeline that does not say it.
     """
     folder = newest_checkpoint(Path(path)).resolve()
     run = folder.parent.parent
@@ -84,6 +85,11 @@ def model_geometry(path: str | Path) -> Geometry:
         return Geometry(data["frames"], data["height"], data["width"], data.get("fps"), data.get("resize", "crop"))
     told = folder / TOLD
     index = json.loads((told if told.is_file() else folder / "model_index.json").read_text())
+    if "default_size" not in index:
+        raise ValueError(
+            f"{folder} holds a {index.get('_class_name', 'model')}, which does not say what it was trained on; give a "
+            "folder of its samples (mp4) instead"
+        )
     frames, height, width = index["default_size"]
     return Geometry(frames, height, width, index.get("fps"))
 

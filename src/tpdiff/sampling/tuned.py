@@ -106,7 +106,7 @@ class TunedPipeline:
         self,
         prompt: str | Sequence[str | None] | None = None,
         *,
-        num_inference_steps: int | Sequence[int] = 30,
+        num_inference_steps: int | Sequence[int] | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_frames: int | None = None,
@@ -116,16 +116,21 @@ class TunedPipeline:
         output_type: str = "np",
         **options: Any,
     ) -> Any:
-        """Make videos: arguments as those of `PyramidPipeline`, the others as those of the stock pipeline.
+        """Make videos: arguments as those of `PyramidPipeline`, the others as those of the stock pipeline, of which
+        `prompt_embeds` take the place of prompts. Without `num_inference_steps` there are 30, or as many as `sigmas`.
 
         Raises:
             ValueError: before any work, for a size, step count, prompt or argument that cannot be served.
         """
-        alone = prompt is None or isinstance(prompt, str)
+        alone, encoded = prompt is None or isinstance(prompt, str), options.get("prompt_embeds")
         prompts: list[Any] = [prompt] if alone or not isinstance(prompt, Sequence) else list(prompt)
+        if prompt is None and encoded is not None:
+            prompts = [None] * len(encoded)
         negative = one_a_prompt(negative_prompt, len(prompts))
         self.conditioner.check([*prompts, *negative])
-        counts = split_steps(num_inference_steps, len(self.pyramid))
+        sigmas = options.get("sigmas")
+        steps = num_inference_steps if num_inference_steps is not None else 30 if sigmas is None else len(sigmas)
+        counts = split_steps(steps, len(self.pyramid))
         size = zip(AXIS_NAMES, (num_frames, height, width), self.config.default_size, strict=True)
         told: dict[str, Any] = {name: usual if given is None else given for name, given, usual in size}
         told |= options
@@ -145,8 +150,9 @@ class TunedPipeline:
         if output_type != "latent":
             generator = _for_decoding(self.pipe, generator, device)
         lower = torch.autocast(device.type, self.dtype) if self.dtype is not None else contextlib.nullcontext()
+        words = None if prompt is None and encoded is not None else [p or "" for p in prompts]
         with self._placed(parts), lower, _staged_adapters(self):
-            return self.pipe(prompt=[p or "" for p in prompts], generator=generator, output_type=output_type, **told)
+            return self.pipe(prompt=words, generator=generator, output_type=output_type, **told)
 
     def save_pretrained(self, folder: str | Path, safe_serialization: bool = True) -> None:
         """Write the network, or its low-rank matrices, with the stages: `PyramidPipeline.from_pretrained` loads them,
