@@ -49,6 +49,7 @@ frame-cost: $(VENV)/.installed  ## Tokens, seconds and memory by the number of f
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/frame_cost.py --device $(or $(DEVICE),cpu) --results $(RESULTS)
 
 claim: $(VENV)/.installed  ## Vanilla against pyramid: learning rates, three seeds, hours; resumable (DEVICE=cuda: larger)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-overlap.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-tubelets.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
 
 conversion: $(VENV)/.installed  ## A pretrained model made pyramidal for a tenth of its training, judged; hours, resumable (DEVICE=cuda: larger)
