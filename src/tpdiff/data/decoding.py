@@ -85,14 +85,42 @@ def _seek(container: InputContainer, time: float) -> None:
 
 def decoded(container: InputContainer) -> Iterator[tuple[float, av.VideoFrame]]:
     """(seconds after the first frame, frame) for frames that decode whole, until damage, while they are wanted."""
-    stream = container.streams.video[0]
+    stream, frames = container.streams.video[0], _whole(container)
     base, rate, origin = _base(stream), rate_of(stream), stream.start_time or 0
-    counted = _is_counted(container)
-    for index, frame in enumerate(container.decode(stream)):
+    if _is_counted(container):
+        yield from ((index / rate, frame) for index, frame in enumerate(frames))
+    elif container.format.name in INDEXED:
+        for index, frame in enumerate(frames):
+            yield (index / rate if frame.pts is None else (frame.pts - origin) * base), frame
+    else:
+        yield from _going_on(frames, base, 1 / rate, -origin * base)
+
+
+def _whole(container: InputContainer) -> Iterator[av.VideoFrame]:
+    for frame in container.decode(container.streams.video[0]):
         check_wanted()
         if frame.is_corrupt:
             return
-        yield (index / rate if counted or frame.pts is None else (frame.pts - origin) * base), frame
+        yield frame
+
+
+def _going_on(
+    frames: Iterator[av.VideoFrame], base: float, step: float, shift: float
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(seconds, frame) at increasing times, for frames read from the first on.
+
+    Files may be several, written one after another, each with times of its own: where the time does not go on, and
+    where there is none, a frame comes `step` seconds after the one before, and later times follow on from it.
+    base: seconds a tick of the file's clock. shift: seconds added to its times.
+    """
+    time = -step
+    for frame in frames:
+        due = time + step
+        told = None if frame.pts is None else frame.pts * base
+        if told is not None and told + shift <= time + TIE:
+            shift = due - told
+        time = due if told is None else told + shift
+        yield time, frame
 
 
 def _is_counted(container: InputContainer) -> bool:
