@@ -1,4 +1,4 @@
-"""When frames are shown, in files whose times start again."""
+"""When frames are shown, in files whose times start again and in those that begin anywhere."""
 
 import pytest
 import torch
@@ -57,3 +57,18 @@ def test_the_dataset_gives_every_clip_of_joined_files(joined, fps):
         assert data.bad == () and data.videos[0].length == len(video)
         for start in data.starts_of(data.videos[0]):
             assert torch.equal(data.clip(0, start).permute(1, 2, 3, 0), video[start : start + 8])
+
+
+@pytest.mark.parametrize(("codec", "fps"), [("libx264", 10), ("mpeg2video", 25)])
+@pytest.mark.parametrize("share", [0.1, 0.35, 0.6])
+def test_a_recording_cut_from_a_longer_one_begins_with_the_first_frame_that_decodes(tools, tmp_path, codec, fps, share):
+    data = tools.encode(tmp_path / "whole.ts", tools.numbered(80), fps=fps, codec=codec).read_bytes()
+    path = tmp_path / "cut.ts"
+    path.write_bytes(data[int(len(data) // 188 * share) * 188 :])
+    info, times = inspect(path)
+    first = tools.read_numbers(read_video(path))[0]
+    assert first > 0
+    assert times == pytest.approx([number / fps for number in range(80 - first)], abs=0.002)
+    assert info.duration == pytest.approx((80 - first) / fps, abs=0.002)
+    assert tools.read_numbers(read_video(path, fps=fps)) == list(range(first, 80))
+    assert tools.read_numbers(read_clip(path, frames=5, fps=fps)) == list(range(first, first + 5))

@@ -86,14 +86,15 @@ def _seek(container: InputContainer, time: float) -> None:
 def decoded(container: InputContainer) -> Iterator[tuple[float, av.VideoFrame]]:
     """(seconds after the first frame, frame) for frames that decode whole, until damage, while they are wanted."""
     stream, frames = container.streams.video[0], _whole(container)
-    base, rate, origin = _base(stream), rate_of(stream), stream.start_time or 0
+    base, rate = _base(stream), rate_of(stream)
     if _is_counted(container):
         yield from ((index / rate, frame) for index, frame in enumerate(frames))
     elif container.format.name in INDEXED:
+        origin = stream.start_time or 0
         for index, frame in enumerate(frames):
             yield (index / rate if frame.pts is None else (frame.pts - origin) * base), frame
     else:
-        yield from _going_on(frames, base, 1 / rate, -origin * base)
+        yield from _going_on(frames, base, 1 / rate)
 
 
 def _whole(container: InputContainer) -> Iterator[av.VideoFrame]:
@@ -104,22 +105,23 @@ def _whole(container: InputContainer) -> Iterator[av.VideoFrame]:
         yield frame
 
 
-def _going_on(
-    frames: Iterator[av.VideoFrame], base: float, step: float, shift: float
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds, frame) at increasing times, for frames read from the first on.
+def _going_on(frames: Iterator[av.VideoFrame], base: float, step: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(seconds after the first frame, frame) at increasing times, for frames read from the first on.
 
     Files may be several, written one after another, each with times of its own: where the time does not go on, and
     where there is none, a frame comes `step` seconds after the one before, and later times follow on from it.
-    base: seconds a tick of the file's clock. shift: seconds added to its times.
+    base: seconds a tick of the file's clock.
     """
-    time = -step
+    time, shift = -step, None
     for frame in frames:
         due = time + step
-        told = None if frame.pts is None else frame.pts * base
-        if told is not None and told + shift <= time + TIE:
-            shift = due - told
-        time = due if told is None else told + shift
+        if frame.pts is None:
+            time = due
+        else:
+            told = frame.pts * base
+            if shift is None or told + shift <= time + TIE:
+                shift = due - told
+            time = told + shift
         yield time, frame
 
 
