@@ -258,7 +258,7 @@ def _require(found: FolderScan, folder: str | Path) -> None:
 
 def _measured(entry: Entry, geometry: Geometry) -> Video:
     info, times = inspect(entry.path)
-    length = grid_length(times, info.fps, geometry.fps)
+    length = grid_length(times, info.claimed_fps, geometry.fps)
     return Video(entry, length, info, tuple(times) if geometry.fps is None else ())
 
 

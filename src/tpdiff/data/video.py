@@ -33,15 +33,18 @@ __all__ = [
     "write_video",
 ]
 
+SAME = 0.01  # of a header's rate; that of the frames is rounded in some formats, the header's then more exact
+
 
 @dataclass(frozen=True)
 class VideoInfo:
     """What a video file holds.
 
     `frames` is the header's claim (0 when it makes none), or the count of frames that decode when `decoded`.
-    `fps` is the average rate, `width` and `height` are in square pixels as displayed, `duration` is in seconds.
-    `claimed` is always the header's claim; `damage` says what went wrong after the last good frame, if
-    anything.
+    `fps` is the average rate: the header's claim, or that of the frames when `decoded`, unless the two are within 1 %.
+    `width` and `height` are in square pixels as displayed, `duration` is in seconds.
+    `claimed` and `claimed_fps` are always the header's claims, the latter 0 in what was kept when it was not noted;
+    `damage` says what went wrong after the last good frame, if anything.
     """
 
     path: Path
@@ -53,6 +56,7 @@ class VideoInfo:
     claimed: int = 0
     decoded: bool = False
     damage: str | None = None
+    claimed_fps: float = 0.0
 
 
 def probe(path: str | Path, decode: bool = False) -> VideoInfo:
@@ -72,7 +76,7 @@ def probe(path: str | Path, decode: bool = False) -> VideoInfo:
         height, width = _first_size(container)
     if min(width, height) < 1:
         raise VideoError(path, "its header gives the picture no size")
-    return VideoInfo(Path(path), claimed, fps, width, height, duration, claimed)
+    return VideoInfo(Path(path), claimed, fps, width, height, duration, claimed, claimed_fps=fps)
 
 
 def _first_size(container: InputContainer) -> tuple[int, int]:
@@ -96,7 +100,7 @@ def inspect(path: str | Path) -> tuple[VideoInfo, list[float]]:
     size = (0, 0)
     with opened(path) as container:
         stream = container.streams.video[0]
-        fps, claimed, pixel = rate_of(stream), stream.frames, pixel_of(stream)
+        claimed_fps, claimed, pixel = rate_of(stream), stream.frames, pixel_of(stream)
         try:
             for time, frame in decoded(container):
                 if not times:
@@ -108,18 +112,29 @@ def inspect(path: str | Path) -> tuple[VideoInfo, list[float]]:
         raise VideoError(path, "not one of its frames decodes" + (f" ({damage})" if damage else ""))
     if claimed > len(times):
         damage = f"the header claims {claimed} frames, {len(times)} decode"
+    fps = _rate_of_frames(times, claimed_fps)
     duration = times[-1] + 1 / fps
-    info = VideoInfo(Path(path), len(times), fps, size[1], size[0], duration, claimed, True, damage)
+    info = VideoInfo(Path(path), len(times), fps, size[1], size[0], duration, claimed, True, damage, claimed_fps)
     return info, times
 
 
-def grid_length(times: list[float], native_fps: float, fps: float | None) -> int:
+def _rate_of_frames(times: list[float], claimed: float) -> float:
+    """Frames a second on average; `claimed` where that is within 1 % of it, and of one frame, which has no rate."""
+    span = times[-1] - times[0]
+    if span <= 0 or abs((len(times) - 1) / span - claimed) <= SAME * claimed:
+        return claimed
+    return (len(times) - 1) / span
+
+
+def grid_length(times: list[float], claimed_fps: float, fps: float | None) -> int:
     """Number of frames that a video with these frame times (s) has when it is read at `fps` (None: its
     own).
+
+    claimed_fps: frames a second as the header says (`VideoInfo.claimed_fps`), which say how long the last one lasts.
     """
     if fps is None:
         return len(times)
-    return math.floor((times[-1] + 0.5 / native_fps + TIE) * fps) + 1
+    return math.floor((times[-1] + 0.5 / claimed_fps + TIE) * fps) + 1
 
 
 def read_clip(

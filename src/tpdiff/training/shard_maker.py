@@ -114,7 +114,7 @@ class ShardMaker:
     def _encode(self, source: Source, record: dict[str, Any], shard: ShardWriter) -> tuple[dict[str, Any], int]:
         with _reading():
             info, times = inspect(source.file)
-        length = grid_length(times, info.fps, self.data.fps)
+        length = grid_length(times, info.claimed_fps, self.data.fps)
         bucket = self.buckets.of(length, info.height, info.width)
         if bucket is None:
             damage = f" ({info.damage})" if info.damage else ""
