@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,11 +148,27 @@ def pixel_of(stream: av.VideoStream) -> float:
 def displayed_size(frame: av.VideoFrame, pixel: float) -> tuple[int, int]:
     """(height, width) in square pixels, after the turn that the file asks for; pixel: see `pixel_of`."""
     sides = frame.height, max(1, round(frame.width * pixel))
-    return sides if frame.rotation % 180 == 0 else sides[::-1]
+    return sides if _turns(frame) % 2 == 0 else sides[::-1]
 
 
 def picture_of(frame: av.VideoFrame) -> Tensor:
-    """uint8 (1, H, W, 3), upright, with the pixels of the file."""
+    """uint8 (1, H, W, 3), turned and mirrored as the file asks, with its pixels."""
     lying = frame.reformat(format="rgb24", interpolation=CONVERSION).to_ndarray()
-    pixels = np.rot90(lying, round(frame.rotation / 90) % 4)
+    pixels = np.rot90(lying[::-1] if _is_mirrored(frame) else lying, _turns(frame))
     return torch.from_numpy(np.ascontiguousarray(pixels))[None]
+
+
+def _turns(frame: av.VideoFrame) -> int:
+    """Quarter turns against the clock, 0 to 3, that the file asks for; of a mirrored picture top and bottom are swapped
+    before.
+    """
+    return round(frame.rotation / 90) % 4
+
+
+def _is_mirrored(frame: av.VideoFrame) -> bool:
+    """Whether the display matrix, which moves a point (p, q) to (a p + c q, b p + d q), mirrors the picture."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False
+    a, b, _, c, d, *_ = struct.unpack("<9i", matrix)
+    return a * d < b * c
