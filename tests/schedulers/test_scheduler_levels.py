@@ -12,6 +12,7 @@ from tpdiff.pyramid import Pyramid
 from tpdiff.schedulers import PyramidScheduler, schedule_of
 
 EULER, UNIPC, DPM = "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"
+HEUN = "FlowMatchHeunDiscreteScheduler"
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 SHIFTED = [(EULER, {"shift": 5.0}), (UNIPC, {**FLOW, "flow_shift": 5.0}), (DPM, {**FLOW, "flow_shift": 5.0})]
 
@@ -55,6 +56,29 @@ def test_a_dynamic_shift_is_one_or_one_a_stage(kind, shift):
     assert mixed == [pytest.approx(plain[i][j]) for j, i in enumerate([0, 1, 0])]
     with pytest.raises(ValueError, match="`mu` must be passed"):
         scheduler.set_timesteps(6)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [(UNIPC, {**FLOW, "flow_shift": 3.0}), (EULER, {"use_dynamic_shifting": True}), (EULER, {"shift_terminal": 0.1})],
+)
+def test_a_shift_or_a_terminal_that_the_class_does_not_take_is_none(name, config):
+    """`from_config` keeps another class's options in the configuration."""
+    other = make(name, **config)
+    for shift in (5.0, 1.0):
+        plain = make(HEUN, shift=shift)
+        kept = type(plain).from_config(other.config, shift=shift)
+        assert config.keys() <= kept.config.keys()
+        assert grids(staged(kept), [3, 3, 3]) == [pytest.approx(grid) for grid in grids(staged(plain), [3, 3, 3])]
+
+
+def test_a_shift_that_the_class_takes_counts_from_another_configuration():
+    told = [(EULER, {"shift": 5.0}, {}), (UNIPC, {"flow_shift": 5.0}, FLOW), (DPM, {"flow_shift": 5.0}, FLOW)]
+    for name, shift, config in told:
+        plain = make(name, **shift, **config)
+        for other in (make(HEUN, shift=2.0), make(UNIPC, **FLOW, flow_shift=2.0)):
+            kept = type(plain).from_config(other.config, **shift, **config)
+            assert grids(staged(kept), [3, 3, 3]) == [pytest.approx(grid) for grid in grids(staged(plain), [3, 3, 3])]
 
 
 def test_the_terminal_stretch_is_followed():

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tpdiff.schedulers.options import option
+
 
 @dataclass(frozen=True)
 class Spacing:
@@ -90,20 +92,19 @@ def spacing_of(base: Any, count: int, sigmas: Sequence[float] | None, mu: float 
     Raises:
         ValueError: levels that do not fall from 1, or a dynamic shift without `mu`.
     """
-    config = base.config
-    dynamic = config.get("use_dynamic_shifting")
+    dynamic = option(base, "use_dynamic_shifting")
     if dynamic and mu is None:
         raise ValueError("`mu` must be passed when the scheduler's `use_dynamic_shifting` is set")
     if dynamic:
         assert mu is not None
-        shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
+        shift = math.exp(mu) if option(base, "time_shift_type", "exponential") == "exponential" else mu
     else:
         set_later = base.shift if isinstance(getattr(type(base), "shift", None), property) else None  # by set_shift
-        shift = set_later or config.get("flow_shift") or config.get("shift") or 1.0
+        shift = set_later or option(base, "flow_shift") or option(base, "shift") or 1.0
     table = None
     if sigmas is not None:
         table = tuple(float(sigma) for sigma in sigmas)
         if abs(table[0] - 1) > 1e-3 or any(b >= a for a, b in zip(table, [*table[1:], 0.0], strict=True)):
             raise ValueError(f"sigmas must fall from 1 towards 0; got {table[0]:g} ... {table[-1]:g}")
         table = (1.0, *table[1:])
-    return Spacing(float(shift), table, config.get("shift_terminal") or None, count)
+    return Spacing(float(shift), table, option(base, "shift_terminal") or None, count)
