@@ -5,9 +5,11 @@ import torch
 from scheduled import STABLE_DIFFUSION, TIME, make, noise, run, staged
 
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid, VariancePreservingSchedule
-from tpdiff.schedulers import PyramidScheduler
+from tpdiff.schedulers import PyramidScheduler, schedule_of
 
 EULER = "FlowMatchEulerDiscreteScheduler"
+DPM = "DPMSolverMultistepScheduler"
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 VP = VariancePreservingSchedule()
 NOT_THE_SCORE = "a stage's noise estimate is not the score"
 
@@ -46,6 +48,56 @@ def test_a_scheduler_that_stages_cannot_run(name, config, message):
     flow = name.startswith("FlowMatch")
     with pytest.raises(ValueError, match=message):
         PyramidScheduler(base, Pyramid(FlowMatchingSchedule() if flow else VP, TIME))
+
+
+@pytest.mark.parametrize(
+    ("saved", "config"),
+    [
+        (DPM, {"use_karras_sigmas": True}),
+        (DPM, {"use_exponential_sigmas": True}),
+        (DPM, {"use_beta_sigmas": True}),
+        (DPM, {"use_lu_lambdas": True}),
+        (DPM, {"algorithm_type": "sde-dpmsolver++"}),
+        (EULER, {"stochastic_sampling": True}),
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous", "sigma_min": 0.002}),
+    ],
+)
+def test_options_that_the_class_does_not_take_refuse_nothing(saved, config, tmp_path):
+    """A scheduler loaded from another class's file keeps its options in the configuration."""
+    make(saved, **config).save_pretrained(tmp_path)
+    base = type(make("DDIMScheduler")).from_pretrained(tmp_path, **STABLE_DIFFUSION, clip_sample=False)
+    assert config.keys() <= base.config.keys()
+    made = []
+    for scheduler in (staged(base), staged(make("DDIMScheduler", **STABLE_DIFFUSION, clip_sample=False))):
+        scheduler.set_timesteps(6)
+        made.append(run(scheduler, noise(1, 1, 2, 2, 2), generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(*made)
+
+
+def test_a_prediction_type_that_the_class_does_not_take_is_none():
+    base = type(make(EULER)).from_config(make("DDIMScheduler", prediction_type="epsilon").config)
+    assert base.config.prediction_type == "epsilon"
+    assert staged(base).stage == 2
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DDIMScheduler", "HeunDiscreteScheduler"])
+def test_only_a_scheduler_that_takes_flow_sigmas_has_them(name):
+    base = type(make(name)).from_config(make("UniPCMultistepScheduler", **FLOW).config)
+    assert base.config.use_flow_sigmas
+    assert schedule_of(base).name == VP.name
+    with pytest.raises(ValueError, match=f"{name} with prediction_type='flow_prediction'.*nearest: FlowMatchEuler"):
+        staged(base)
+
+
+def test_flow_prediction_without_flow_sigmas():
+    for name in ("UniPCMultistepScheduler", DPM):
+        with pytest.raises(ValueError, match=f"{name} with prediction_type='flow_prediction'.*use_flow_sigmas=True"):
+            staged(make(name, prediction_type="flow_prediction"))
+
+
+def test_the_schedule_of_stages_is_that_of_the_scheduler_inside():
+    for base in (make(EULER), make("UniPCMultistepScheduler", **FLOW), make("DDIMScheduler")):
+        assert schedule_of(staged(base)).name == schedule_of(base).name
 
 
 @pytest.mark.parametrize(

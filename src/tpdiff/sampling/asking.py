@@ -26,6 +26,7 @@ from tpdiff.pyramid.stages import Pyramid
 from tpdiff.sampling.apply import stock_class
 from tpdiff.sampling.standins import Asked, OneTime, first_call
 from tpdiff.schedulers import PyramidScheduler, schedule_of
+from tpdiff.schedulers.options import option
 from tpdiff.schedulers.runs import native_times, times_told
 from tpdiff.schedulers.wrapped import check_wrappable
 
@@ -82,7 +83,7 @@ class Asker:
         self.base = pipe.scheduler.base if isinstance(pipe.scheduler, PyramidScheduler) else pipe.scheduler
         check_wrappable(self.base)
         self.schedule: Schedule = schedule_of(self.base)
-        self.prediction_type: str = self.base.config.get("prediction_type", "flow_prediction")
+        self.prediction_type: str = option(self.base, "prediction_type", "flow_prediction")
         kind = stock_class(pipe)
         parameters = list(inspect.signature(kind.__call__).parameters.values())[1:]
         defaults = {one.name: one.default for one in parameters if one.kind is not one.VAR_KEYWORD}

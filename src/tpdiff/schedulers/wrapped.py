@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tpdiff.pyramid.schedule import FlowMatchingSchedule, Level, Schedule, VariancePreservingSchedule
 from tpdiff.pyramid.targets import check_prediction_type
+from tpdiff.schedulers.options import option
 
 NOT_QUITE_NOISE = 1 - 1e-6  # where a solver in log signal-to-noise begins: at 1 its logarithm is infinite
 ONE_STEP_AGO = {"prev_derivative": None, "dt": None, "sample": None}  # what a second-order step remembers
@@ -58,22 +59,21 @@ def check_wrappable(base: Any) -> Kind:
         ValueError: a scheduler that is unknown, stochastic, spaces its steps in a way that stages cannot follow, or
             cannot begin where its schedule does.
     """
-    name, config = type(base).__name__, base.config
+    name = type(base).__name__
     if name not in KINDS:
         known = ", ".join(sorted(KINDS))
         raise ValueError(
             f"{name} cannot run inside a stage: it is unknown or draws noise ({STOCHASTIC}). Known: {known}"
         )
-    if config.get("stochastic_sampling"):
+    if option(base, "stochastic_sampling"):
         raise ValueError(f"{name} with stochastic_sampling=True draws noise: {STOCHASTIC}; set it to False")
-    if str(config.get("algorithm_type", "")).startswith("sde"):
-        raise ValueError(
-            f"{name} with algorithm_type={config.algorithm_type!r} draws noise: {STOCHASTIC}; use 'dpmsolver++'"
-        )
-    for option in OWN_SPACINGS:
-        if config.get(option):
-            raise ValueError(f"{name} with {option}=True spaces its steps over one schedule; stages need it off")
-    if config.get("timestep_type") == "continuous":
+    algorithm = option(base, "algorithm_type", "")
+    if algorithm.startswith("sde"):
+        raise ValueError(f"{name} with algorithm_type={algorithm!r} draws noise: {STOCHASTIC}; use 'dpmsolver++'")
+    for spacing in OWN_SPACINGS:
+        if option(base, spacing):
+            raise ValueError(f"{name} with {spacing}=True spaces its steps over one schedule; stages need it off")
+    if option(base, "timestep_type") == "continuous":
         raise ValueError(f"{name} with timestep_type='continuous' tells the network another time than the index's")
     if getattr(base, "solver_p", None) is not None:
         raise ValueError(f"{name} with a solver_p of its own cannot be reset at a jump")
@@ -82,7 +82,13 @@ def check_wrappable(base: Any) -> Kind:
             f"{name} computes in noise-to-signal ratios, and the last of its betas leaves no signal, whose ratio is "
             "infinite; nearest: DDIMScheduler"
         )
-    if config.get("prediction_type") == "epsilon":
+    prediction_type = option(base, "prediction_type")
+    if prediction_type == "flow_prediction" and not is_flow(base):
+        raise ValueError(
+            f"{name} with prediction_type='flow_prediction' has other noise levels than flow matching's: set "
+            "use_flow_sigmas=True if the class takes it; nearest: FlowMatchEulerDiscreteScheduler"
+        )
+    if prediction_type == "epsilon":
         check_prediction_type("epsilon", schedule_of(base).level(1.0))
     return KINDS[name]
 
@@ -113,15 +119,14 @@ def walker_of(base: Any) -> Any:
     range by a share of its high band (MATH 2), so that clipping it would bend the path.
     """
     walker = copy.deepcopy(base)
-    clips = [option for option in ("clip_sample", "thresholding") if walker.config.get(option)]
+    clips = [name for name in ("clip_sample", "thresholding") if option(walker, name)]
     walker.register_to_config(**dict.fromkeys(clips, False))
     return walker
 
 
 def is_flow(base: Any) -> bool:
     """Whether a scheduler's noise levels are flow matching's."""
-    config = base.config
-    return type(base).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+    return type(base).__name__.startswith("FlowMatch") or bool(option(base, "use_flow_sigmas"))
 
 
 def in_kappa(base: Any) -> bool:
@@ -130,11 +135,13 @@ def in_kappa(base: Any) -> bool:
 
 
 def schedule_of(base: Any) -> Schedule:
-    """The noise schedule of a diffusers scheduler: what its `Pyramid` is built on.
+    """The noise schedule of a diffusers scheduler, or of the one inside a `PyramidScheduler`: what its `Pyramid` is
+    built on.
 
     Raises:
         ValueError: a scheduler without one that we know.
     """
+    base = getattr(base, "base", base)
     if is_flow(base):
         return FlowMatchingSchedule()
     if getattr(base, "alphas_cumprod", None) is None:
@@ -186,7 +193,7 @@ def load_grid(base: Any, levels: Sequence[Level], times: Tensor, finest: bool) -
     if kind.table:
         return _load_table(base, levels)
     values = torch.tensor([_value(base, kind, level) for level in levels], dtype=torch.float64)
-    if finest and kind.log_snr and base.config.get("final_sigmas_type") == "sigma_min":
+    if finest and kind.log_snr and option(base, "final_sigmas_type") == "sigma_min":
         least = 1 / base.config.num_train_timesteps if is_flow(base) else 0.0  # flow's clean end has no noise at all
         values[-1] = _value(base, kind, schedule_of(base).level(least))
     last = len(levels) - 1
@@ -196,7 +203,7 @@ def load_grid(base: Any, levels: Sequence[Level], times: Tensor, finest: bool) -
     told = times[at[:-1] if finest or not kind.twice else at]
     base.sigmas = values[at].to(torch.float32)
     # a multistep solver lowers its order before the last timestep, which only the finest stage holds
-    base.timesteps = told if finest else torch.cat([told, told[-1:].expand(base.config.get("solver_order", 1))])
+    base.timesteps = told if finest else torch.cat([told, told[-1:].expand(option(base, "solver_order", 1))])
     base._step_index, base._begin_index = None, 0
     return told
 
