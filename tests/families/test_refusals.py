@@ -5,13 +5,23 @@ import re
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, LCMScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    LCMScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 from recording import encodings, evaluations
 from tiny import CASES, find_case
 
 from tpdiff import apply_pyramid
 from tpdiff.families import find_family
 from tpdiff.pyramid import FlowMatchingSchedule, Pyramid, VariancePreservingSchedule
+from tpdiff.sampling.asking import Asker
 from tpdiff.schedulers import schedule_of
 
 TIME = [(1, 1, 1), (2, 1, 1), (4, 1, 1)]
@@ -189,6 +199,47 @@ def test_a_stochastic_scheduler_is_refused(case):
     pipe.scheduler = LCMScheduler()
     with pytest.raises(ValueError, match="LCMScheduler cannot run inside a stage"):
         apply_pyramid(pipe, TIME)
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["from_config", "plain"])
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (FlowMatchEulerDiscreteScheduler, {"invert_sigmas": False}),
+        (FlowMatchHeunDiscreteScheduler, {}),
+        (UniPCMultistepScheduler, FLOW),
+        (DPMSolverMultistepScheduler, FLOW),
+        (DDIMScheduler, {"prediction_type": "v_prediction"}),
+    ],
+)
+def test_a_scheduler_whose_time_runs_the_other_way_is_refused(kind, config, kept):
+    case = find_case("mochi")
+    pipe = case.pipe()
+    other = kind.from_config(pipe.scheduler.config, **config) if kept else kind(**config)
+    message = f"{kind.__name__}.* cannot sample Mochi.*: use FlowMatchEulerDiscreteScheduler with invert_sigmas=True"
+    for stages in (TIME, TIME[:1]):
+        pipe.scheduler = other
+        with pytest.raises(ValueError, match=message):
+            apply_pyramid(pipe, stages)
+        assert pipe.scheduler is other
+    with pytest.raises(ValueError, match=message):
+        Asker(pipe)
+    apply_pyramid(replaced := case.pipe(), TIME)
+    replaced.scheduler = other
+    with pytest.raises(ValueError, match=message):
+        apply_pyramid(replaced)
+
+
+def test_a_scheduler_whose_time_runs_the_models_way_is_taken():
+    case = find_case("mochi")
+    pipe = case.pipe()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift=3.0)
+    apply_pyramid(pipe, TIME, STEPS)
+    apply_pyramid(pipe, TIME, STEPS)
+    assert case.run(pipe).isfinite().all()
 
 
 def test_learned_positions_refuse_another_height_and_width():

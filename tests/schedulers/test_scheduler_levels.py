@@ -72,6 +72,20 @@ def test_a_shift_or_a_terminal_that_the_class_does_not_take_is_none(name, config
         assert grids(staged(kept), [3, 3, 3]) == [pytest.approx(grid) for grid in grids(staged(plain), [3, 3, 3])]
 
 
+@pytest.mark.parametrize(("name", "config"), [(HEUN, {}), (UNIPC, FLOW), (DPM, FLOW)])
+def test_time_runs_backwards_only_where_the_class_takes_that(name, config):
+    plain = make(name, **config)
+    kept = type(plain).from_config(make(EULER, invert_sigmas=True).config, **config)
+    assert kept.config.invert_sigmas
+    one, other = staged(kept), staged(plain)
+    for scheduler in (one, other):
+        scheduler.set_timesteps(6)
+    assert torch.equal(one.timesteps, other.timesteps)
+    assert torch.equal(one.sigmas, other.sigmas)
+    clean, at = noise(2, 1, 2, 1, 1), torch.tensor([900.0, 100.0])
+    assert torch.equal(one.add_noise(clean, -clean, at), other.add_noise(clean, -clean, at))
+
+
 def test_a_shift_that_the_class_takes_counts_from_another_configuration():
     told = [(EULER, {"shift": 5.0}, {}), (UNIPC, {"flow_shift": 5.0}, FLOW), (DPM, {"flow_shift": 5.0}, FLOW)]
     for name, shift, config in told:

@@ -30,6 +30,10 @@ def _anything(pipe: Any, pyramid: Pyramid) -> None:
     pass
 
 
+def _any_scheduler(base: Any) -> None:
+    pass
+
+
 def _nothing(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
@@ -71,6 +75,7 @@ class Family:
         picture_kept: pipe -> whether a `first_frame` pipeline overwrites that frame by the picture's own latents, so
             that nothing is predicted there; otherwise the picture is a condition beside the latents.
         check: (pipe, pyramid) -> raises ValueError for a pyramid that this pipeline's weights cannot be run in.
+        check_scheduler: the pipeline's own scheduler -> raises ValueError for one that the networks cannot be run with.
         original_layer: a layer's name in diffusers -> in the model's own implementation, by which diffusers reads
             low-rank matrices as well; raises ValueError where it does not.
         packages: name of a pipeline class -> packages that its calls need and diffusers does not bring along.
@@ -93,6 +98,7 @@ class Family:
     shared: tuple[str, ...] = ()
     picture_kept: Callable[[Any], bool] = lambda pipe: False
     check: Callable[[Any, Pyramid], None] = _anything
+    check_scheduler: Callable[[Any], None] = _any_scheduler
     original_layer: Callable[[str], str] = _no_other_name
     packages: Callable[[str], tuple[str, ...]] = _no_others
     positions: str = "whole numbers at every stage's own size"

@@ -6,6 +6,8 @@ from typing import Any
 from tpdiff.families.base import Family, Size, register_family
 from tpdiff.pyramid.operators import Ratio
 
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+
 
 def _vae_ratio(pipe: Any) -> Size:
     side = pipe.vae_spatial_scale_factor
@@ -25,6 +27,15 @@ def _one_table(pipe: Any, factors: Ratio, options: Mapping[str, Any]) -> dict[st
     return {"num_inference_steps": options["num_inference_steps"]}
 
 
+def _check_scheduler(base: Any) -> None:
+    name = type(base).__name__
+    if name != SCHEDULER or not base.config.invert_sigmas:
+        given = f"{name} with invert_sigmas=False" if name == SCHEDULER else name
+        raise ValueError(
+            f"{given} cannot sample Mochi, whose time runs from 0, noise, to 1: use {SCHEDULER} with invert_sigmas=True"
+        )
+
+
 MOCHI = register_family(
     Family(
         name="mochi",
@@ -33,6 +44,7 @@ MOCHI = register_family(
         patch=_patch,
         defaults=_defaults,
         stage_options=_one_table,
+        check_scheduler=_check_scheduler,
         positions="learned mixtures of whole numbers, the area scaled to that of training",
     )
 )

@@ -61,9 +61,9 @@ def apply_pyramid(
         The pipeline.
 
     Raises:
-        ValueError: an unknown family, a scheduler that cannot run inside a stage, a pyramid on another schedule, a
-            folder without its file, step counts that do not fit, or a picture-to-video pipeline whose first frame
-            would be averaged away.
+        ValueError: an unknown family, a scheduler that its networks or stages cannot be run with, a pyramid on another
+            schedule, a folder without its file, step counts that do not fit, or a picture-to-video pipeline whose first
+            frame would be averaged away.
     """
     thing: Any = pipe
     family = find_family(thing)
@@ -76,6 +76,7 @@ def apply_pyramid(
         base = base.base if call is None or base is not call.scheduler else call.base
     elif pyramid is None and call is not None:
         pyramid, steps = call.pyramid, call.counts if steps is None else steps
+    family.check_scheduler(base)
     if pyramid is None:
         raise ValueError("give a pyramid: the pipeline's scheduler is not a PyramidScheduler that holds one")
     if isinstance(pyramid, str | Path):

@@ -67,8 +67,8 @@ class Asker:
         options: further arguments of every call of the pipeline, such as `max_sequence_length`.
 
     Raises:
-        ValueError: an unknown family, a scheduler that stages cannot run, a guidance that the network is not told, or
-            an option that the call does not take.
+        ValueError: an unknown family, a scheduler that its networks or stages cannot be run with, a guidance that the
+            network is not told, or an option that the call does not take.
 
     Attributes:
         pipe: the pipeline.
@@ -81,6 +81,7 @@ class Asker:
     def __init__(self, pipe: Any, guidance: float | None = None, **options: Any):
         self.pipe, self.family = pipe, find_family(pipe)
         self.base = pipe.scheduler.base if isinstance(pipe.scheduler, PyramidScheduler) else pipe.scheduler
+        self.family.check_scheduler(self.base)
         check_wrappable(self.base)
         self.schedule: Schedule = schedule_of(self.base)
         self.prediction_type: str = option(self.base, "prediction_type", "flow_prediction")
@@ -217,7 +218,7 @@ class Asker:
     def answer(self, question: Question, output: Tensor) -> Tensor:
         """The network's output as a prediction of x's shape, (B, C, t, h, w)."""
         prediction = self.family.unpack(self.pipe, output, question.size)[:, :, question.filling :]
-        return -prediction if self.base.config.get("invert_sigmas") else prediction
+        return -prediction if option(self.base, "invert_sigmas") else prediction
 
     def _together(self, name: str, values: list[Any]) -> Any:
         """One argument, of all samples."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from tpdiff.pyramid.schedule import CLEAN, Level
 from tpdiff.pyramid.stages import Pyramid
 from tpdiff.pyramid.told import as_told
+from tpdiff.schedulers.options import option
 from tpdiff.schedulers.spacing import Spacing
 from tpdiff.schedulers.wrapped import KINDS, has_whole_times, in_kappa, is_flow, schedule_of
 
@@ -89,7 +90,7 @@ def native_times(base: Any, t: Tensor) -> Tensor:
     """What the network is told at times t in [0, 1]: whole timesteps int64, others float32."""
     train = base.config.num_train_timesteps
     if is_flow(base):
-        t = 1 - t if base.config.get("invert_sigmas") else t
+        t = 1 - t if option(base, "invert_sigmas") else t
         return (t * train).to(torch.float32)
     index = t * (train - 1)
     return index.round().to(torch.int64) if has_whole_times(base) else index.to(torch.float32)

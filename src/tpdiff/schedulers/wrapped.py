@@ -213,7 +213,7 @@ def _value(base: Any, kind: Kind, level: Level) -> float:
     if not is_flow(base):
         return level.kappa
     sigma = min(level.sigma, NOT_QUITE_NOISE) if kind.log_snr else level.sigma
-    return 1 - sigma if base.config.get("invert_sigmas") else sigma
+    return 1 - sigma if option(base, "invert_sigmas") else sigma
 
 
 def _load_table(base: Any, levels: Sequence[Level]) -> Tensor:
@@ -242,7 +242,7 @@ def noised(base: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor
     """x = γ x_0 + σ ε (B, ...) at timesteps (B,) as `base` tells them, scaled as its latents are."""
     schedule, count = schedule_of(base), base.config.num_train_timesteps
     t = timesteps.to("cpu", torch.float64) / (count if is_flow(base) else count - 1)
-    t = 1 - t if base.config.get("invert_sigmas") else t
+    t = 1 - t if option(base, "invert_sigmas") else t
     alpha, sigma = (v.to(clean).view(-1, *(1,) * (clean.ndim - 1)) for v in (schedule.alpha(t), schedule.sigma(t)))
     x = alpha * clean + sigma * noise
     return x / alpha if KINDS[type(base).__name__].scaled else x
