@@ -1,7 +1,9 @@
 """Pictures as displayed: the eight ways in which a file can ask players to turn and mirror them."""
 
+import gc
 import struct
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -61,3 +63,17 @@ def test_pictures_are_turned_and_mirrored_as_the_file_asks(tools, tmp_path, lyin
         assert shown.shape == (2, height, width, 3)
         for flip in (np.s_[:], np.s_[:, ::-1], np.s_[:, :, ::-1], np.s_[:, ::-1, ::-1]):  # each quadrant in turn
             assert np.allclose(shown[flip][inner], wanted[None][flip][inner].astype(float), atol=8)
+
+
+def test_frames_are_let_go_without_a_collection(tools, tmp_path, lying):
+    """A forked loader that collects frames of its parent waits for their threads, which it does not have."""
+    path = tools.encode(tmp_path / "asked.mp4", torch.from_numpy(lying).expand(6, -1, -1, -1), pix_fmt="yuv444p")
+    ask(path, ASKED["half turn"][0])
+    gc.collect()
+    gc.disable()
+    try:
+        read_video(path)
+        probe(path, decode=True)
+        assert [thing for thing in gc.get_objects() if isinstance(thing, av.VideoFrame)] == []
+    finally:
+        gc.enable()

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer
 from torch import Tensor
 
 from .ahead import check_wanted
@@ -151,10 +152,10 @@ def displayed_size(frame: av.VideoFrame, pixel: float) -> tuple[int, int]:
     return sides if _turns(frame) % 2 == 0 else sides[::-1]
 
 
-def picture_of(frame: av.VideoFrame, mirrored: bool) -> Tensor:
-    """uint8 (1, H, W, 3), turned and, if `mirrored`, mirrored as the file asks, with its pixels."""
+def picture_of(frame: av.VideoFrame) -> Tensor:
+    """uint8 (1, H, W, 3), turned and mirrored as the file asks, with its pixels."""
     lying = frame.reformat(format="rgb24", interpolation=CONVERSION).to_ndarray()
-    pixels = np.rot90(lying[::-1] if mirrored else lying, _turns(frame))
+    pixels = np.rot90(lying[::-1] if _is_mirrored(frame) else lying, _turns(frame))
     return torch.from_numpy(np.ascontiguousarray(pixels))[None]
 
 
@@ -165,12 +166,9 @@ def _turns(frame: av.VideoFrame) -> int:
     return round(frame.rotation / 90) % 4
 
 
-def is_mirrored(frame: av.VideoFrame) -> bool:
-    """Whether the display matrix, which moves a point (p, q) to (a p + c q, b p + d q), mirrors the picture.
-
-    A frame that was asked keeps itself in memory until the next collection: ask one of a video.
-    """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+def _is_mirrored(frame: av.VideoFrame) -> bool:
+    """Whether the display matrix, which moves a point (p, q) to (a p + c q, b p + d q), mirrors the picture."""
+    matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")  # the frame's own would hold the frame, and it that
     if matrix is None:
         return False
     a, b, _, c, d, *_ = struct.unpack("<9i", matrix)

@@ -16,7 +16,7 @@ import torch
 from av.container import InputContainer
 from torch import Tensor
 
-from .decoding import TIE, decoded, displayed_size, frames_from, is_mirrored, opened, picture_of, pixel_of, rate_of
+from .decoding import TIE, decoded, displayed_size, frames_from, opened, picture_of, pixel_of, rate_of
 from .errors import VideoError
 from .frames import check_mode, check_rate, check_size, resize_frames
 from .writing import write_video
@@ -208,10 +208,8 @@ def _pictures(
     with opened(path) as container:
         stream = container.streams.video[0]
         half, pixel = 0.5 / rate_of(stream), pixel_of(stream)
-        mirrored: bool | None = None
         for frame, times in _chosen(frames_from(container, start), start, count, fps, half):
-            mirrored = is_mirrored(frame) if mirrored is None else mirrored
-            picture, shown = picture_of(frame, mirrored), displayed_size(frame, pixel)
+            picture, shown = picture_of(frame), displayed_size(frame, pixel)
             fitted = resize_frames(picture, size, mode, shown) if size else resize_frames(picture, shown, "stretch")
             yield from [fitted] * times
 
