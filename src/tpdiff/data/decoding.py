@@ -168,7 +168,8 @@ def _turns(frame: av.VideoFrame) -> int:
 
 def _is_mirrored(frame: av.VideoFrame) -> bool:
     """Whether the display matrix, which moves a point (p, q) to (a p + c q, b p + d q), mirrors the picture."""
-    matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")  # the frame's own would hold the frame, and it that
+    asked: Any = SideDataContainer  # not the frame's own, which would hold the frame, which would hold it
+    matrix = asked(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return False
     a, b, _, c, d, *_ = struct.unpack("<9i", matrix)
