@@ -156,7 +156,7 @@ def test_the_table_of_trials(page):
     assert "Distance after 5 s, seed 100" in page
 
 
-@pytest.mark.parametrize("folder", [path.name for path in COMMITTED.iterdir() if (path / "seed-0.json").is_file()])
+@pytest.mark.parametrize("folder", [path.parent.name for path in COMMITTED.glob("study-*/seed-0.json")])
 def test_committed_pages_are_what_their_results_say(folder, tmp_path):
     path = COMMITTED / folder / "README.md"
     if not path.is_file():
