@@ -262,6 +262,16 @@ def desk(tmp_path):
     return ConversionDesk(study, data, tmp_path / "work", tmp_path / "results", None, build, say=lambda text: None)
 
 
+def test_guidance_is_of_every_sample_and_told_on_the_page(desk, tmp_path):
+    results = tmp_path / "results"
+    write_result(results / "seed-0.json", finished_seed(0, 100.0, 96.0, 8.0))
+    assert "captions, without guidance." in write_page(desk.study, results, "command").read_text()
+    desk.study = study_of(tmp_path, guidance_scale=3.0)
+    assert desk.plain.guidance_scale == desk.staged.guidance_scale == 3.0
+    assert desk.study.settings(0)["guidance_scale"] == 3.0
+    assert "captions, with guidance of 3." in write_page(desk.study, results, "command").read_text()
+
+
 def test_a_budget_is_spent_to_the_last_step_that_fits(desk, tmp_path):
     desk.build(0, tmp_path / "base")
     config = desk.study.arm_config("converted", desk.data, tmp_path / "base", 0, 1)

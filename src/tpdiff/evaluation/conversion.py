@@ -71,6 +71,7 @@ class ConversionStudy(Section):
         budget: operations of every arm, as a share of the original's training.
         steps: the original's sampling steps.
         staged_steps: those of stages, coarsest first.
+        guidance_scale: classifier-free guidance of every sample; 1 is none.
         seeds: one original and its arms a seed.
         clips: samples of each.
         batch: sampled at a time.
@@ -86,6 +87,7 @@ class ConversionStudy(Section):
     budget: float = Field(BUDGET, gt=0, le=1)
     steps: int = Field(50, ge=1)
     staged_steps: list[int] = Field([20, 20, 10], min_length=1)
+    guidance_scale: float = Field(1.0, ge=1)
     seeds: list[int] = Field(min_length=1)
     clips: int = Field(2048, ge=65)
     batch: int = Field(32, ge=1)
@@ -115,7 +117,7 @@ class ConversionStudy(Section):
 
     def settings(self, seed: int) -> dict[str, Any]:
         """All that a seed's result depends on, as JSON values; arms may be added."""
-        fields = {"data", "original", "budget", "steps", "staged_steps", "clips", "batch"}
+        fields = {"data", "original", "budget", "steps", "staged_steps", "guidance_scale", "clips", "batch"}
         configs = {"original": self.original_config(SOMEWHERE, SOMEWHERE, seed)}
         configs |= {arm: self.arm_config(arm, SOMEWHERE, SOMEWHERE, seed, 1) for arm in self.arms}
         runs = {name: settings_of(config) for name, config in configs.items()}

@@ -85,6 +85,10 @@ def write_page(study: ConversionStudy, results: Path, command: str) -> Path:
     return page
 
 
+def _guidance(scale: float) -> str:
+    return "without guidance" if scale == 1 else f"with guidance of {scale:g}"
+
+
 def _shared(seeds: Seeds) -> list[str]:
     """The variants that all seeds have."""
     return [name for name in seeds[0]["variants"] if all(name in s["variants"] for s in seeds)]
@@ -113,7 +117,7 @@ def _lines(study: ConversionStudy, seeds: Seeds, command: str) -> list[str]:
         f"An original is trained without stages and sampled at {study.steps} steps. Each arm trains on from it by at "
         f"most {study.budget:.0%} of the operations of its training; arms with stages are sampled at "
         f"{_steps(study.staged_steps)} steps, coarsest first. All are judged by {study.clips} samples from the same "
-        "noise and captions. Lower distances are better.",
+        f"noise and captions, {_guidance(study.guidance_scale)}. Lower distances are better.",
         "",
         f"![distance against operations of a clip]({PLOT})",
         "",

@@ -59,7 +59,7 @@ class ConversionDesk:
     @property
     def plain(self) -> Sampling:
         """How the original is sampled."""
-        return Sampling(self.study.steps, solver=None, batch=self.study.batch)
+        return Sampling(self.study.steps, self.study.guidance_scale, solver=None, batch=self.study.batch)
 
     @property
     def staged(self) -> Sampling:
