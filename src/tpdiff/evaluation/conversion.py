@@ -154,3 +154,17 @@ def read_conversion(study: ConversionStudy, results: Path, seed: int) -> dict[st
 def is_whole(study: ConversionStudy, result: Mapping[str, Any]) -> bool:
     """Whether a seed's result is finished with all of the study's arms."""
     return bool(result.get("done")) and all(arm in result["variants"] for arm in study.arms)
+
+
+def refuse_other_claims(study: ConversionStudy, results: Path, result: Mapping[str, Any]) -> None:
+    """Refuse a finished seed whose comparisons and seconds are of another arm than the one that the claim is about.
+
+    Raises:
+        ValueError: naming that arm.
+    """
+    claimed = next(iter(study.arms))
+    if claimed not in result["paired"]:
+        raise ValueError(
+            f"{seed_file(results, result['seed'])} compares nothing with {claimed}, the arm that the claim is about; "
+            "remove it, or list first the arm that it was finished for"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tpdiff.evaluation.conversion import ConversionStudy, read_conversion
+from tpdiff.evaluation.conversion import ConversionStudy, read_conversion, refuse_other_claims
 from tpdiff.evaluation.conversion_run import LAST_PART, ORIGINAL
 from tpdiff.evaluation.markdown import (
     DIFFERENCE_HEADS,
@@ -72,13 +72,8 @@ def write_page(study: ConversionStudy, results: Path, command: str) -> Path:
     seeds = finished(study, results)
     if not seeds:
         raise ValueError(f"no seed is finished in {results}")
-    claimed = next(iter(study.arms))
     for s in seeds:
-        if claimed not in s["paired"]:
-            raise ValueError(
-                f"{results / 'seed'}-{s['seed']}.json compares nothing with {claimed}, the arm that the claim is "
-                "about; remove it, or list first the arm that it was finished for"
-            )
+        refuse_other_claims(study, results, s)
     draw(seeds, results / PLOT)
     page = results / "README.md"
     page.write_text("\n".join(_lines(study, seeds, command)) + "\n")

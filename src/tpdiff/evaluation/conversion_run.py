@@ -9,7 +9,7 @@ from typing import Any
 
 from tpdiff.data import ClipDataset
 from tpdiff.evaluation.budget import operations, steps_within, warm_up
-from tpdiff.evaluation.conversion import ConversionStudy, is_whole, read_conversion
+from tpdiff.evaluation.conversion import ConversionStudy, is_whole, read_conversion, refuse_other_claims
 from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.kept import refuse_other_judges
 from tpdiff.evaluation.latency import count_flops, measure
@@ -68,12 +68,13 @@ class ConversionDesk:
 
 
 def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
-    """One original, converted in every way. Whatever is finished is never redone.
+    """One original, converted in every way. Whatever is finished is never redone; a seed that was finished before an
+    arm was added stays as it is until that is finished, too.
 
     Raises:
         Interrupted: a stop was asked for; everything up to the last step is kept.
         ValueError: what is kept of the seed was made with other settings, or is unfinished and of another judge, or
-            lacks an arm and the weights to train it from.
+            lacks an arm and the weights to train it from, or was finished for another claim.
     """
     path, out = seed_file(desk.results, seed), desk.work / f"seed-{seed}"
     result = read_conversion(desk.study, desk.results, seed)
@@ -86,6 +87,7 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
                 f"{path} is finished without {', '.join(absent)}, and the original's weights are not in {out} any "
                 "more; leave the arm out, or remove the file to run all of the seed anew"
             )
+        refuse_other_claims(desk.study, desk.results, result)
     protocol = desk.judge.protocol(desk.plain)
     refuse_other_judges(path, result, protocol)
     if not result or not out.is_dir():  # of figures and weights, one without the other
@@ -94,7 +96,8 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
         result = {"seed": seed, "made": made, "protocol": protocol, "variants": {}}
 
     def keep() -> None:
-        write_result(path, result)
+        if not result.get("done"):
+            write_result(path, result)
 
     keep()
     _train_original(desk, seed, out, result, keep)
@@ -125,7 +128,7 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
         for base, names in against.items()
     }
     result["done"] = True
-    keep()
+    write_result(path, result)
     return result
 
 
