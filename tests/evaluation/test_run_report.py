@@ -136,6 +136,27 @@ def test_runs_of_the_same_targets_share_plots(place, tmp_path):
     assert all(len(row.labels) == 2 for row in curves.held_out())  # validation aligns nothing
 
 
+def test_other_clips_are_other_quantities(place):
+    """Neither distances to other real clips nor losses on other shards share a plot."""
+    (run,) = read_runs([place / "pyramid"])
+
+    def rows(**data):
+        config = run.config.model_copy(update={"data": run.config.data.model_copy(update=data)})
+        curves = Curves([Costed(one, None, "") for one in (run, replace(run, label="other", config=config))])
+        return [[row.labels for row in kind] for kind in (curves.losses(), curves.distances())]
+
+    alone, together = [["pyramid"], ["other"]], [["pyramid", "other"]]
+    assert rows(workers=1)[1] == together and all(labels == together[0] for labels in rows(workers=1)[0])
+    for data in ({"path": "elsewhere"}, {"height": 32}):
+        assert rows(**data)[1] == alone
+    sharded = run.config.data.model_copy(update={"path": "", "shards": "some"})
+    run = replace(run, config=run.config.model_copy(update={"data": sharded}))
+    assert all(len(labels) == 1 for labels in rows(shards="others")[0])
+    assert all(len(labels) == 1 for labels in rows(buckets=[(8, 16, 16), (1, 16, 16)])[0])
+    run = replace(run, config=run.config.model_copy(update={"data": sharded.model_copy(update={"path": "videos"})}))
+    assert all(len(labels) == 2 for labels in rows(shards="moved")[0])  # shards of the same videos
+
+
 def test_samples_are_embedded_whole(place, page):
     embedded = [
         base64.b64decode(attributes["src"].removeprefix("data:video/mp4;base64,")) for attributes in page.of("video")

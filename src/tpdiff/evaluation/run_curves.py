@@ -17,6 +17,7 @@ from tpdiff.training.config import Config
 MOST_RUNS = len(COLORS) * len(DASHES)
 AXES = ("steps", "seconds", "operations")
 _MOST_POINTS = 240
+_CLIPS = ("path", "frames", "height", "width", "fps", "resize")  # keys of data that say which clips and how
 _UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (0.0, "GFLOP"))
 
 
@@ -126,20 +127,21 @@ class Curves:
 
     def distances(self) -> list[Row]:
         """Distances, of every kind and count of clips."""
-        kinds = dict.fromkeys(k for one in self.runs for record in one.run.validations if (k := _kind(record)))
         rows = []
-        for kind in kinds:
-            name, clips, real = kind
-            lines = []
-            for number in range(len(self.runs)):
-                line = self._validated(
-                    number,
-                    lambda r: r["distance"]["value"] if _kind(r) == kind else None,  # noqa: B023
-                    lambda r: r["distance"]["floor"],
-                )
-                lines += [line] if line else []
-            title = f"{name}, {clips:,} samples against {real:,} real clips"
-            rows += self._row(f"distance {kind}", title, "distance", lines)
+        for key, numbers in self._alike(real_clips):
+            records = [record for number in numbers for record in self.runs[number].run.validations]
+            for kind in dict.fromkeys(k for record in records if (k := _kind(record))):
+                name, clips, real = kind
+                lines = []
+                for number in numbers:
+                    line = self._validated(
+                        number,
+                        lambda r: r["distance"]["value"] if _kind(r) == kind else None,  # noqa: B023
+                        lambda r: r["distance"]["floor"],
+                    )
+                    lines += [line] if line else []
+                title = f"{name}, {clips:,} samples against {real:,} real clips"
+                rows += self._row(f"{key} distance {kind}", title, "distance", lines)
         return rows
 
     # Inside
@@ -214,7 +216,7 @@ def validation_objective(config: Config) -> dict[str, Any]:
     whole = config.model_dump(mode="json")
     train, checked = whole["train"], whole["validation"]
     return {
-        "data": {k: whole["data"][k] for k in ("path", "frames", "height", "width", "fps", "resize", "stages")},
+        "data": {k: whole["data"][k] for k in (*_CLIPS, "stages")},
         "latents": [whole["model"][k] for k in ("autoencoder", "latent_scale")],
         "network": config.pretrained and config.pretrained.path,
         "diffusion": whole["diffusion"],
@@ -225,10 +227,24 @@ def validation_objective(config: Config) -> dict[str, Any]:
 
 
 def training_objective(config: Config) -> dict[str, Any]:
-    """What decides which quantity a training loss is: alignment and the density of times, too."""
-    train = config.train.model_dump(mode="json")
+    """What decides which quantity a training loss is: alignment, the density of times and the clips of shards, too.
+    Shards with a `data.path` beside them are of its videos.
+    """
+    data, train = config.data, config.train.model_dump(mode="json")
     drawn = ("alignment", "align_within_condition", "knn_candidates", "timestep_density", "distillation")
-    return {**validation_objective(config), "held out": None, "drawn": [train[name] for name in drawn]}
+    return {
+        **validation_objective(config),
+        "held out": None,
+        "shards": None if data.path else data.shards,
+        "buckets": data.buckets,
+        "drawn": [train[name] for name in drawn],
+    }
+
+
+def real_clips(config: Config) -> dict[str, Any]:
+    """What decides to which real clips a distance is."""
+    data, checked = (section.model_dump(mode="json") for section in (config.data, config.validation))
+    return {"data": [data[k] for k in _CLIPS], "split": checked["split"], "seed": checked["seed"]}
 
 
 def _kind(record: Any) -> tuple[str, int, int] | None:
