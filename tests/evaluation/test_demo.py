@@ -206,6 +206,14 @@ def test_an_interrupted_command_says_how_to_go_on(quick, tmp_path, capsys):
     ]
 
 
+def test_every_stage_keeps_its_share_of_the_points():
+    """Where a step goes through all stages in turn, no stride falls on one of them alone."""
+    losses = [(0.1 * n, n // 3 + 1, n % 3, 1.0) for n in range(3 * 3 * demo.POINTS)]
+    kept = demo.thinned(losses)
+    assert len(kept) == demo.POINTS and kept == sorted(kept)
+    assert [sum(stage == k for _, _, stage, _ in kept) for k in range(3)] == [demo.POINTS // 3] * 3
+
+
 def test_a_fresh_start_forgets_the_old_one(quick, tmp_path):
     out = tmp_path / "demo"
     assert tpdiff("demo", "--minutes", 1, "--out", out, *TINY) == 0

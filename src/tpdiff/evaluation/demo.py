@@ -4,9 +4,10 @@ import datetime
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,6 @@ def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> 
     told = {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ["denoised"]}
     paths = _sample_to(pipeline, captions, folder, **told)
     views = [_stage_view(pipeline, *end, folder, out) for end in ends.items()] if len(ends) > 1 else []
-    every = max(1, len(trainer.losses) // POINTS)
     return ArmResult(
         name=name,
         label=LABELS[name],
@@ -244,12 +244,18 @@ def _arm_result(name: str, trainer: Trainer, captions: list[str], out: Path) -> 
         seconds=trainer.seconds,
         steps=trainer.step,
         tokens=trainer.tokens,
-        losses=[LossPoint(s, step, k, loss) for s, step, k, loss in trainer.losses[::every]],
+        losses=[LossPoint(*one) for one in thinned(trainer.losses)],
         videos=[str(p.relative_to(out)) for p in paths],
         captions=captions,
         stages=views,
         clips=trainer.samples,
     )
+
+
+def thinned(losses: Sequence[tuple[float, int, int, float]]) -> list[tuple[float, int, int, float]]:
+    """About `POINTS` of (seconds, step, stage, loss), every stage thinned for itself: stages may take turns."""
+    every, of_stage = max(1, len(losses) // POINTS), defaultdict[int, Iterator[int]](count)
+    return [one for one in losses if next(of_stage[one[2]]) % every == 0]
 
 
 def _stage_view(pipeline: PyramidPipeline, k: int, denoised: Tensor, folder: Path, out: Path) -> StageView:
