@@ -2,7 +2,7 @@
 
 import pytest
 
-from tpdiff.evaluation.markdown import joined, number
+from tpdiff.evaluation.markdown import joined, number, table
 
 
 @pytest.mark.parametrize(
@@ -15,3 +15,7 @@ def test_figures_of_at_least_100_are_whole_and_others_have_three_digits(value, w
 
 def test_one_figure_a_seed():
     assert joined([1720.4, None, 2]) == "1720 / never / 2"
+
+
+def test_a_bar_in_a_name_opens_no_cell():
+    assert table(["arm", "1 | 2"], [["a|b", "3"]]) == ["| arm | 1 \\| 2 |", "| --- | --- |", "| a\\|b | 3 |"]

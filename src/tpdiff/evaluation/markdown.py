@@ -9,8 +9,9 @@ from tpdiff.evaluation.study_figures import Difference
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+    """The lines of a table; a bar in a cell is a letter of it."""
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in (heads, ["---"] * len(heads), *rows))
+    return [f"| {' | '.join(row)} |" for row in escaped]
 
 
 def number(value: float) -> str:
