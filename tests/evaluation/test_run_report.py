@@ -105,6 +105,11 @@ def test_what_a_folder_lacks_is_said(html):
     assert "begun is not in the plots against operations: there is no checkpoint yet" in re.sub(" +", " ", text)
 
 
+def test_real_against_real_is_not_said_to_be_of_as_many_clips(html):
+    """Eight samples stand against six real clips, so that no eight others were there."""
+    assert "Dotted: real clips against real ones, at as many clips, or at all that there are where these are" in html
+
+
 def test_a_plot_for_every_stage_against_every_cost(place, html, page):
     """Other stages are other targets: the vanilla run's losses stand in plots of their own."""
     labels = [a["aria-label"] for a in page.of("figure") if a.get("role") == "img"]

@@ -167,7 +167,7 @@ class Validation:
         return [str((folder / line["file_name"]).relative_to(self.out)) for line in lines]
 
     def _distance(self, trainer: Trainer, pipeline: PyramidPipeline) -> dict[str, Any] | None:
-        """The distance of fresh samples, with real against real at as many clips beside it."""
+        """The distance of fresh samples, with real against real at as many clips (`Reference.floor_at`) beside it."""
         reference, count = self.reference, self.config.validation.distance_clips
         assert reference is not None
         captions = self._captions([clip.source.entry.caption or "" for clip in reference.clips], count)
