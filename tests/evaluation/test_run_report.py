@@ -305,3 +305,15 @@ def test_a_browser_shows_it_without_complaint(html, tmp_path):
     assert body["data-state"].split() == ["16x16:null"] * 6
     assert (body["data-plots"], body["data-wide"]) == ("true", "false")
     assert "Pause all clips" in strict
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_long_names_widen_no_page(place, tmp_path):
+    names = [f"{'a_long_name_' * 12}{n}" for n in range(2)]
+    for name in names:
+        shutil.copytree(place / "vanilla", tmp_path / name)
+    write_run_report([tmp_path / name for name in names], tmp_path / "page.html")
+    probe = """<script>addEventListener("load", () => document.body.setAttribute(
+      "data-wide", document.documentElement.scrollWidth > innerWidth))</script>"""
+    _, probed = browse((tmp_path / "page.html").read_text("utf-8"), probe, tmp_path)
+    assert dict(Page(probed).tags)["body"]["data-wide"] == "false"
