@@ -202,6 +202,8 @@ def test_a_model_that_is_told_no_captions_is_not_judged_by_them(captioned, untol
     asked = ("--clips", 2, "--steps", "2", "--cache-dir", cache, "--rounds", 20)
     code, out, err = call("eval", captioned, untold, *asked)
     assert code == 0 and "motion magnitude" in out and "recognized" not in out, err
+    said = refused("eval", captioned, untold, *asked, "--guidance-scale", 4)
+    assert "this model is told nothing that guidance could lead towards" in said
     said = refused("eval", captioned, untold, *asked, "--clip", tiny_clip(tmp_path))
     assert "--clip compares clips with their captions, and the model in" in said
 

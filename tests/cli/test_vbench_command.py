@@ -175,6 +175,9 @@ def test_refusals(run, info, tmp_path):
     assert "no model in" in refused("vbench", "make", tmp_path, "--info", info, *there)
     assert "cannot fill 3 stages" in refused("vbench", "make", run, "--info", info, "--steps", 2, *there)
     assert "is not a multiple of" in refused("vbench", "make", run, "--info", info, "--size", "17x16", *there)
+    assert "without guidance nothing leads away" in refused(
+        "vbench", "make", run, "--info", info, "--negative-prompt", LOW, "--steps", 3, *there
+    )
     (tmp_path / "prompts.txt").write_text("a cat\n")
     assert "'a cat' is not one of them" in refused("vbench", "make", run, "--prompts", tmp_path / "prompts.txt", *there)
     assert "no set of videos in" in refused("vbench", "read", tmp_path)

@@ -15,7 +15,7 @@ from tpdiff.cli.bars import progress_bars
 from tpdiff.cli.data import parse_size
 from tpdiff.cli.device import Offload, as_device, as_dtype
 from tpdiff.cli.quiet import quiet
-from tpdiff.cli.sample import _steps
+from tpdiff.cli.sample import _steps, check_guidance
 
 if TYPE_CHECKING:
     from tpdiff.data.clips import Geometry
@@ -92,6 +92,7 @@ def evaluate(
     if sampled:
         asked: dict[str, Any] = {"steps": counts, "guidance_scale": guidance_scale, "solver": solver, "batch": batch}
         model = making.open_model(made, geometry, **asked, device=where, dtype=kind, offload=offload)
+        check_guidance(model.pipeline, guidance_scale)
         if similarity is not None and not model.told:
             raise ValueError(f"--clip compares clips with their captions, and the model in {made} is told none")
     if similarity is not None and ours is not None:

@@ -48,7 +48,6 @@ def sample(
 
     from tpdiff.data import frames_to_uint8, write_video
     from tpdiff.files import check_writable, read_prompts
-    from tpdiff.models.conditioning import NoCondition
     from tpdiff.models.memory import keep_freed_memory
     from tpdiff.sampling.opening import open_pipeline
     from tpdiff.sampling.tuned import TunedPipeline
@@ -68,14 +67,7 @@ def sample(
     if pictures and not isinstance(pipeline, TunedPipeline):
         raise ValueError("this model starts from no picture; leave out --image")
     pipeline.conditioner.check([*texts, negative_prompt])
-    if isinstance(pipeline.conditioner, NoCondition) and guidance_scale not in (None, 1):
-        raise ValueError(
-            "this model is told nothing that guidance could lead towards; "
-            f"leave out --guidance-scale {guidance_scale:g}"
-        )
-    usual = None if isinstance(pipeline, TunedPipeline) else 1.0
-    if negative_prompt is not None and (usual if guidance_scale is None else guidance_scale) == 1:
-        raise ValueError("without guidance nothing leads away from a negative prompt; raise --guidance-scale above 1")
+    check_guidance(pipeline, guidance_scale, negative_prompt)
     made = []
     each = 1 if pictures else batch
     for first in range(0, len(texts), each):
@@ -106,6 +98,21 @@ def sample(
                 print(f"{path}  {chunk[i] or ''}  ({seconds:.2f} s)")
     if as_json:
         print(json.dumps(made, indent=1))
+
+
+def check_guidance(pipeline: Any, guidance_scale: float | None, negative_prompt: str | None = None) -> None:
+    """Raise ValueError for guidance of a model that is told nothing, or a negative prompt without guidance."""
+    from tpdiff.models.conditioning import NoCondition
+    from tpdiff.sampling.tuned import TunedPipeline
+
+    if isinstance(pipeline.conditioner, NoCondition) and guidance_scale not in (None, 1):
+        raise ValueError(
+            "this model is told nothing that guidance could lead towards; "
+            f"leave out --guidance-scale {guidance_scale:g}"
+        )
+    usual = None if isinstance(pipeline, TunedPipeline) else 1.0
+    if negative_prompt is not None and (usual if guidance_scale is None else guidance_scale) == 1:
+        raise ValueError("without guidance nothing leads away from a negative prompt; raise --guidance-scale above 1")
 
 
 def _read_pictures(paths: list[Path], prompts: int) -> list[Any]:

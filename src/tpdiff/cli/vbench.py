@@ -14,7 +14,7 @@ from tpdiff.cli.bars import progress_bar
 from tpdiff.cli.data import AsJson, parse_size
 from tpdiff.cli.device import Offload, as_device, as_dtype
 from tpdiff.cli.quiet import quiet
-from tpdiff.cli.sample import _steps
+from tpdiff.cli.sample import _steps, check_guidance
 
 if TYPE_CHECKING:
     from tpdiff.evaluation.vbench_results import Measured
@@ -131,6 +131,7 @@ def _open(
     place, asked = as_device(device), None if dtype is None else as_dtype(dtype)
     keep_freed_memory()
     pipeline, kind = open_pipeline(model, place, asked, offload)
+    check_guidance(pipeline, chosen["guidance_scale"], chosen["negative_prompt"])
     split_steps(chosen["steps"], len(pipeline.pyramid))
     usual = dict(zip(("num_frames", "height", "width"), pipeline.config.default_size, strict=True))
     told = chosen | {name: value for name, value in usual.items() if chosen[name] is None}
