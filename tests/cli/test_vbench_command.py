@@ -156,12 +156,14 @@ def test_vbench_is_run_and_read(made, checkout):
 def test_prompts_of_ones_own(run, checkout, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"{HIGH}\n{LOW}\n")
     asked = ("vbench", "make", run, "--prompts", tmp_path / "prompts.txt", "--num-videos", 1, *QUICK)
-    code, out, err = call(*asked, "--dimension", "imaging_quality", "--out", tmp_path / "own")
+    own = tmp_path / "my own"
+    code, out, err = call(*asked, "--dimension", "imaging_quality", "--out", own)
     assert code == 0, err
+    assert f"sh '{own}/evaluate.sh' CHECKOUT; then: tpdiff vbench read '{own}'" in out
     assert "2 videos for VBench (custom_input), 2 made now" in out
-    assert set(videos(tmp_path / "own")) == {"videos/0000-0.mp4", "videos/0001-0.mp4"}
-    assert evaluate(tmp_path / "own", checkout).returncode == 0
-    values = json.loads(call("vbench", "read", tmp_path / "own", "--json")[1])
+    assert set(videos(own)) == {"videos/0000-0.mp4", "videos/0001-0.mp4"}
+    assert evaluate(own, checkout).returncode == 0
+    values = json.loads(call("vbench", "read", own, "--json")[1])
     assert values["dimensions"]["imaging_quality"]["value"] == 0.5
     assert values["dimensions"]["imaging_quality"]["normalised"] is None
     assert values["totals"] == values["withheld"] == values["missing"] == {}
@@ -182,6 +184,14 @@ def test_refusals(run, info, tmp_path):
     assert "'a cat' is not one of them" in refused("vbench", "make", run, "--prompts", tmp_path / "prompts.txt", *there)
     assert "no set of videos in" in refused("vbench", "read", tmp_path)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_of_other_things_is_left_alone(info, tmp_path):
+    (tmp_path / "unfinished.mp4").write_bytes(b"precious")
+    asked = ("vbench", "make", tmp_path / "no-model", "--info", info, "--out")
+    for place, why in ((tmp_path, "is not empty and no set of videos"), (tmp_path / "unfinished.mp4", "is a file")):
+        assert refused(*asked, place) == f"{place} {why}; give a folder that is new or empty"
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"precious"]
 
 
 @pytest.mark.parametrize("command", [[], ["make"], ["read"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ app = typer.Typer(no_args_is_help=True, help="Make videos for VBench or VBench-2
 @app.command()
 def make(
     model: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint, or a saved pipeline.")],
-    out: Annotated[Path, typer.Option(help="The set's folder: new, or one of the same settings to continue.")],
+    out: Annotated[Path, typer.Option(help="The set's folder: new, empty, or one of the same settings to continue.")],
     info: Annotated[
         Path | None, typer.Option(help="VBench's checkout, VBench-2.0 in it, or the file of its prompts.")
     ] = None,
@@ -53,7 +54,7 @@ def make(
     """Make the videos of a set, or those that are still missing."""
     quiet()
     from tpdiff.evaluation.vbench_make import make_videos
-    from tpdiff.evaluation.vbench_set import continued, custom_set, info_file, standard_set
+    from tpdiff.evaluation.vbench_set import SCRIPT, check_folder, continued, custom_set, info_file, standard_set
 
     if (info is None) == (prompts is None):
         raise ValueError("give either --info, VBench's own prompts, or --prompts, others")
@@ -81,7 +82,8 @@ def make(
             return standard_set(source, dimensions, seed)
         return custom_set(source, dimensions, num_videos, seed)
 
-    asked(dimension or ())  # whatever is wrong with them is said before a model is loaded
+    asked(dimension or ())  # whatever is wrong with them, or with the folder, is said before a model is loaded
+    check_folder(out)
     pipeline, sampling = _open(model, device, dtype, offload, chosen)
     wanted = continued(out, lambda names: replace(asked(names), sampling=sampling), dimension or ())
     with progress_bar("sampling", hidden=as_json) as progress:
@@ -91,7 +93,8 @@ def make(
         print(json.dumps(facts | {"videos": len(wanted.videos), "made": made}, indent=2))
     else:
         print(f"{out}: {len(wanted.videos)} videos for {wanted.suite} ({wanted.mode}), {made} made now")
-        print(f"in its environment: sh {out}/evaluate.sh CHECKOUT; then: tpdiff vbench read {out}")
+        script, read_back = shlex.join(["sh", f"{out / SCRIPT}"]), shlex.join(["tpdiff", "vbench", "read", f"{out}"])
+        print(f"in its environment: {script} CHECKOUT; then: {read_back}")
 
 
 @app.command()

@@ -140,6 +140,15 @@ def info_file(path: str | Path) -> Path:
     return found[0]
 
 
+def check_folder(folder: Path) -> None:
+    """Raise ValueError for a file, or a folder of other things, among which a set's files would take their names."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder that is new or empty")
+    others = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if others and not (folder / SET).is_file():
+        raise ValueError(f"{folder} is not empty and no set of videos; give a folder that is new or empty")
+
+
 def read_set(folder: str | Path) -> VideoSet:
     """What `write_set` wrote.
 
