@@ -202,9 +202,11 @@ def test_what_is_missing_is_said_and_not_counted(whole):
 
 def test_a_figure_is_of_those_that_were_judged(whole):
     measured(whole, "Mechanics", 1.0, unjudged=2)
+    measured(whole, "Motion_Order_Understanding", 1.0, unjudged=2)
     measured(whole, "Composition", unjudged=2)  # where -1 would be a figure like others
     read = read_results(whole)
-    assert (read.dimensions["Mechanics"].videos, read.dimensions["Mechanics"].of) == (1, 3)
+    for dimension in ("Mechanics", "Motion_Order_Understanding"):
+        assert (read.dimensions[dimension].videos, read.dimensions[dimension].of) == (1, 3)
     assert read.dimensions["Composition"].videos == 3
     assert "physics score" in read.totals and read.dimensions["Mechanics"].absent == ()
 

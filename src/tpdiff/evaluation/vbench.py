@@ -155,11 +155,12 @@ VBENCH2 = Suite(
     more={"Diversity": 20},
     listed={"Diversity": 1},  # one figure for all videos of a prompt, under the first one's name
     sparse=(),
-    choosy=(  # where it does not find the event, person or object that it would judge
+    choosy=(  # where it does not find the event, person, object or order that it would judge
         "Human_Clothes",
         "Human_Identity",
         "Material",
         "Mechanics",
+        "Motion_Order_Understanding",
         "Multi-View_Consistency",
         "Thermotics",
     ),
