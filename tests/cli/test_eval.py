@@ -341,6 +341,11 @@ def test_clips_of_two_rates_are_compared_at_one(real, made, cache, tmp_path):
     assert "the made videos have 4 frames a second, the real ones 8: give --fps" in said and "nearest: --fps 4" in said
     values, _ = figures(real, tmp_path / "slow", *there, "--fps", 4)
     assert values["protocol"]["fps"] == 4
+    for path in made.glob("*.mp4"):
+        write_video(tmp_path / "fast" / path.name, read_video(path), 16)
+    assert "the real ones 8: give --fps" in refused("eval", real, tmp_path / "fast", *there)
+    protocol = figures(real, tmp_path / "fast", *there, "--fps", 8)[0]["protocol"]
+    assert (protocol["fps"], protocol["frames"]) == (8, 4)  # as many as the videos have at that rate
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "metadata.jsonl").write_text('{"file_name": "absent.mp4"}\n')
     assert "holds no video: absent.mp4: listed in metadata.jsonl" in refused("eval", real, tmp_path / "none", *there)

@@ -83,7 +83,7 @@ def evaluate(
     keep_freed_memory()
     counts = _steps(steps)
     sampled = making.is_model(made)
-    geometry = making.model_geometry(made) if sampled else making.folder_geometry(made)
+    geometry = making.model_geometry(made) if sampled else making.folder_geometry(made, fps)
     geometry = _override(geometry, frames, size, fps, resize)
     ours = None if sampled else making.folder_clips(made, geometry, clips, seed)
     chosen = open_features(features, where)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from tpdiff.data import DataError, read_clip, scan
 from tpdiff.data.clips import Geometry
+from tpdiff.data.frames import check_rate
+from tpdiff.data.video import grid_length, inspect
 from tpdiff.evaluation.gauges import facts_of
 from tpdiff.evaluation.samples import AnyPipeline, Sampling, sample_batch
 from tpdiff.evaluation.weights import pipeline_digest
@@ -94,19 +96,21 @@ def model_geometry(path: str | Path) -> Geometry:
     return Geometry(frames, height, width, index.get("fps"))
 
 
-def folder_geometry(path: str | Path) -> Geometry:
-    """The size and number of frames of a folder's first video, to which the others are held.
+def folder_geometry(path: str | Path, fps: float | None = None) -> Geometry:
+    """The size of a folder's first video and its number of frames at a rate (None: its own), to which the others are
+    held.
 
     Raises:
         DataError: it holds none.
+        ValueError: no such rate.
     """
-    from tpdiff.data import probe
-
     found = scan(path)
     if not found.entries:
         raise DataError(f"{path} holds no video: {found.skipped[0].path.name}: {found.skipped[0].reason}")
-    info = probe(found.entries[0].path, decode=True)
-    return Geometry(info.frames, info.height, info.width)
+    info, times = inspect(found.entries[0].path)
+    if fps is not None:
+        check_rate(fps)
+    return Geometry(grid_length(times, info.claimed_fps, fps), info.height, info.width, fps)
 
 
 def folder_clips(path: str | Path, geometry: Geometry, count: int | None = None, seed: int = 0) -> Made:
