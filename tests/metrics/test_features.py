@@ -82,6 +82,18 @@ def test_a_clip_does_not_depend_on_its_neighbours(features):
     np.testing.assert_array_equal(features.compute(clips.flip(0)), together[::-1])
 
 
+def test_a_gpu_convolves_by_cudnn_without_tf32(features, monkeypatch):
+    found, cudnn, plain = set(), torch.backends.cudnn, nn.Conv2d._conv_forward
+
+    def seen(*arguments):
+        found.add((cudnn.enabled, cudnn.deterministic, cudnn.allow_tf32))
+        return plain(*arguments)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", seen)
+    features.compute(footage(1))
+    assert found == {(True, True, False)}
+
+
 def test_a_set_says_what_it_is(features):
     assert features.digest == hashlib.sha256(weights_path().read_bytes()).hexdigest()
     assert features.identity() == {

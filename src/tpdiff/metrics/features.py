@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -155,7 +156,7 @@ def videomae_features(folder: str | Path, device: str | torch.device = "cpu") ->
     def compute(videos: Tensor) -> np.ndarray:
         check_videos(videos)
         sized = (resized(clip.to(device).transpose(0, 1), encoder.side, "bilinear") / 255 for clip in videos)
-        with torch.inference_mode():
+        with _exact():
             return np.stack([encoder.pooled(frames).cpu().numpy() for frames in sized])
 
     short = encoder.digest[:SHORT]
@@ -198,6 +199,13 @@ def resized(frames: Tensor, side: int, mode: str) -> Tensor:
     return functional.interpolate(frames, size=(side, side), mode=mode, antialias=True).clamp(0, 255)
 
 
+@contextmanager
+def _exact() -> Iterator[None]:
+    """For answers alone: a GPU convolves by cuDNN in plain float32, to the same bits every time."""
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
 @lru_cache(maxsize=2)
 def _efficientnet(device: str) -> torch.nn.Module:
     return load_efficientnet().to(device)
@@ -208,7 +216,7 @@ def _frames_and_steps(network: torch.nn.Module, clip: Tensor) -> np.ndarray:
     device = next(network.parameters()).device
     frames = resized(clip.to(device).transpose(0, 1), SIDE, "bicubic")
     frames = ((frames - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+    with _exact():
         vectors = network.pooled(frames)  # type: ignore[operator]
     joined = torch.cat([vectors.flatten(), (vectors[1:] - vectors[:-1]).flatten()]).cpu().numpy()
     assert joined.shape == ((2 * clip.shape[1] - 1) * CHANNELS,)
@@ -237,7 +245,7 @@ def _scores(network: Callable[[Tensor], Any], clip: Tensor, path: Path) -> np.nd
     """uint8 (1, 3, T, H, W) -> float32 (1, 400)."""
     frames = resized(clip[0].transpose(0, 1), I3D_SIDE, "bilinear").transpose(0, 1)[None]
     try:
-        with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+        with _exact():
             scores = network(frames / 127.5 - 1.0)
     except RuntimeError as error:
         raise ValueError(f"{path} does not take clips of {clip.shape[2]} frames: {_last_line(error)}") from error
