@@ -84,6 +84,9 @@ def test_what_is_no_videomae_is_refused(tmp_path):
     save_file(weights | {name: torch.zeros(3, 3)}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="no VideoMAEModel in"):
         open_features(tmp_path)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"no VideoMAEModel in .*header too large"):
+        open_features(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="no VideoMAEModel in"):
         open_features(tmp_path)

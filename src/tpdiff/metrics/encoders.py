@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 Colours = tuple[tuple[float, ...], tuple[float, ...]]
@@ -32,7 +33,7 @@ def load_encoder(folder: Path, kind: str, model: str) -> Any:
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "dtype": torch.float32}
     try:
         network, report = getattr(transformers, model).from_pretrained(str(folder), output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"no {model} in {folder}: {' '.join(str(error).split())}") from error
     if absent := report["missing_keys"]:
         raise ValueError(f"{folder} does not hold all weights: {len(absent)} absent, such as {min(absent)}")
