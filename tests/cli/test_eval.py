@@ -376,7 +376,7 @@ def test_help():
     assert code == 0 and err == "" and "--guidance-scale" in out
 
 
-def test_one_real_clip_is_too_few_before_anything_is_fitted(real, made, tmp_path):
+def test_one_clip_is_too_few_before_anything_is_fitted(real, made, tmp_path):
     shutil.copytree(real, tmp_path / "one")
     rows = [json.loads(line) for line in (real / "metadata.jsonl").read_text().splitlines()]
     tested = sorted(row["file_name"] for row in rows if row["file_name"].startswith("test/"))
@@ -386,4 +386,8 @@ def test_one_real_clip_is_too_few_before_anything_is_fitted(real, made, tmp_path
         (tmp_path / "one" / name).unlink()
     said = refused("eval", tmp_path / "one", made, "--cache-dir", tmp_path / "cache")
     assert f"the real clips (split 'test' of {tmp_path / 'one'}) are 1, and a distance needs at least 2; give" in said
+    (tmp_path / "sample").mkdir()
+    shutil.copy(min(made.glob("*.mp4")), tmp_path / "sample")
+    said = refused("eval", real, tmp_path / "sample", "--cache-dir", tmp_path / "cache")
+    assert f"1 clip is in {tmp_path / 'sample'}; a distance needs at least 2" in said
     assert not (tmp_path / "cache").exists()

@@ -120,12 +120,14 @@ def folder_clips(path: str | Path, geometry: Geometry, count: int | None = None,
 
     Raises:
         DataError: naming the videos that cannot be read or are of another geometry.
-        ValueError: more clips than videos.
+        ValueError: more clips than videos, or a single one, which has no distance.
     """
     sources = exact_sources(path, geometry)
     if count is not None and count > len(sources):
         raise ValueError(f"{count} clips were asked for, {path} holds {len(sources)} videos; nearest: {len(sources)}")
     clips = [Clip(source, 0) for source in shuffled(sources, seed)[:count]]
+    if len(clips) < 2:
+        raise ValueError(f"1 clip is in {path}; a distance needs at least 2")
 
     def load(first: int, last: int) -> Tensor:
         return torch.stack([_whole(clip, geometry) for clip in clips[first:last]])
