@@ -32,8 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("pretrained"))
     args = parser.parse_args()
     state = read_state(max(args.run.glob("checkpoints/step-*")))
-    folder = args.out / args.name
-    shutil.rmtree(folder, ignore_errors=True)
+    figures, folder = json.loads(args.figures.read_text()), args.out / args.name
     if "autoencoder" in state["config"]:
         model: Any = load_autoencoder(str(args.run))
         parts = [model]
@@ -42,6 +41,7 @@ def main() -> None:
         parts = [part for part in (model.transformer, model.vae) if part is not None]
     for part in parts:
         torch.nn.Module.to(part, dtype=torch.bfloat16)
+    shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, safe_serialization=True)
     train = state["config"]["train"]
     made = {
@@ -54,7 +54,7 @@ def main() -> None:
         "steps": state["step"],
         "machine": machine.one_line(),
         "config": state["config"],
-        "figures": json.loads(args.figures.read_text()),
+        "figures": figures,
     }
     (folder / CARD).write_text(json.dumps(made, indent=1) + "\n")
     size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
