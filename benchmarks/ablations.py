@@ -14,12 +14,11 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from study_command import carry_out, command, heed, say, size_of, stop_with, study_parser
+from study_command import carry_out, command, judge_of, say, size_of, stop_with, study_parser
 
 from tpdiff.evaluation.ablation import Ablation, load_ablation, read_variant
 from tpdiff.evaluation.ablation_page import finished, write_page
 from tpdiff.evaluation.ablation_run import AblationDesk, run_variant
-from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.kept import own_work
 from tpdiff.evaluation.study import make_data
 from tpdiff.training.progress import ProgressReport
@@ -50,7 +49,7 @@ def _measure(study: Ablation, work: Path, results: Path, asked: Sequence[tuple[i
     """What is not finished of these variants, each by its seed."""
     own_work(work, results)
     data = make_data(study.data, work / "data")
-    judge = open_judge(study.config(study.trained[0], data, study.seeds[0], 1), work / "cache", heed=heed)
+    judge = judge_of(study.config(study.trained[0], data, study.seeds[0], 1), work / "cache")
     desk = AblationDesk(study, data, work, results, judge, say=say, on_trainer=stop_with)
     with ProgressReport(study.name) as report:
         desk.tell = lambda variant, status: report(status, variant)

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from originals import ORIGINALS, Original
-from study_command import carry_out, command, heed, say, size_of, stop_with, study_parser
+from study_command import carry_out, command, judge_of, say, size_of, stop_with, study_parser
 
 from tpdiff.evaluation.conversion import AutoencoderPart, ConversionStudy, is_whole, load_conversion, read_conversion
 from tpdiff.evaluation.conversion_page import finished, write_page
 from tpdiff.evaluation.conversion_run import ConversionDesk, run_conversion
-from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.kept import own_work, refuse_others
 from tpdiff.evaluation.study import make_data, read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted
@@ -51,13 +50,13 @@ def _measure(study: ConversionStudy, work: Path, results: Path, seeds: Sequence[
     build_original = _named(study.original.kind)
     own_work(work, results)
     data = make_data(study.data, work / "data")
+    judge = judge_of(study.original_config(data, work, study.seeds[0]), work / "cache")
     with ProgressReport(study.name) as report:
         autoencoder = _autoencoder(study.original.autoencoder, work, report)
 
         def build_base(seed: int, folder: Path) -> None:
             write_pipeline(folder, build_original(study.original.network, autoencoder, seed))
 
-        judge = open_judge(study.original_config(data, work, study.seeds[0]), work / "cache", heed=heed)
         desk = ConversionDesk(study, data, work, results, judge, build_base, say=say, on_trainer=stop_with)
         desk.tell = lambda run, status: report(status, run)
         for seed in seeds:

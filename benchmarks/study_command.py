@@ -10,9 +10,12 @@ from typing import Protocol
 
 import torch
 
+from tpdiff.cli.bars import progress_bars
 from tpdiff.cli.quiet import quiet
 from tpdiff.data import DataError
+from tpdiff.evaluation.judge import Judge, open_judge
 from tpdiff.evaluation.study_run import Interrupted
+from tpdiff.training.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,6 +92,13 @@ def command(python: str = "python") -> str:
 def say(text: str) -> None:
     """A line to whoever waits."""
     print(text, file=sys.stderr, flush=True)
+
+
+def judge_of(config: Config, cache: Path) -> Judge:
+    """The judge of a study, which can be stopped while it looks at the real clips."""
+    say("real clips and the classifier: worked out once, which takes minutes")
+    with progress_bars() as bar:
+        return open_judge(config, cache, heed=heed, bar=bar)
 
 
 def stop_with(run: Stoppable) -> None:

@@ -14,9 +14,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from study_command import carry_out, command, heed, say, size_of, stop_with, study_parser
+from study_command import carry_out, command, judge_of, say, size_of, stop_with, study_parser
 
-from tpdiff.evaluation.judge import open_judge
 from tpdiff.evaluation.kept import own_work
 from tpdiff.evaluation.study import Study, load_study, make_data, read_seed, read_trial
 from tpdiff.evaluation.study_page import finished_seeds, write_page
@@ -53,7 +52,7 @@ def _measure(study: Study, work: Path, results: Path, trials: Sequence[float], s
     own_work(work, results)
     data = make_data(study.data, work / "data")
     config = study.config(next(iter(study.arms)), data, study.seeds[0], study.learning_rates[0], study.seconds)
-    desk = Desk(study, data, work, results, open_judge(config, work / "cache", heed=heed), say=say, on_arms=stop_with)
+    desk = Desk(study, data, work, results, judge_of(config, work / "cache"), say=say, on_arms=stop_with)
     with ProgressReport(study.name) as report:
         desk.tell = lambda arm, status: report(status, arm)
         for lr in trials:

@@ -1,6 +1,7 @@
 """The judge of studies: figures that one has kept are not another's."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tpdiff.data import render_digits
 from tpdiff.data.clips import Geometry
 from tpdiff.data.store import store_array
 from tpdiff.evaluation import judge as judge_module
-from tpdiff.evaluation.judge import Judge
+from tpdiff.evaluation.judge import Judge, open_judge
 from tpdiff.evaluation.kept import refuse_other_judges
 from tpdiff.evaluation.samples import Sampling
 from tpdiff.evaluation.study import read_result, write_result
@@ -99,6 +100,45 @@ def test_a_stop_that_is_asked_for_is_heeded_at_the_next_batch(judge, tmp_path, m
     assert model.clips == 12, "what was measured before is kept"
     assert whole == judge.verdict(Counting(), 12, sampling, 0, tmp_path / "anew", told=False)
     assert "6 clips" in whole["warning"]  # there are no more real ones
+
+
+def test_what_real_clips_show_is_measured_once_and_can_be_stopped(judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_module, "ROUNDS", 10)
+    monkeypatch.setattr(judge_module, "PART", 4)
+    loaded, load = [], judge_module.load_clips
+    monkeypatch.setattr(judge_module, "load_clips", lambda clips, *rest: loaded.extend(clips) or load(clips, *rest))
+
+    def heed():
+        if loaded:
+            raise Interrupted
+
+    def verdict(by):
+        return by.verdict(Counting(), 6, Sampling(2, batch=6), 0, tmp_path / "rows", told=False)
+
+    kept = replace(judge, kept=tmp_path / "kept")
+    with pytest.raises(Interrupted):
+        verdict(replace(kept, heed=heed))
+    assert len(loaded) == 4
+    whole = verdict(kept)
+    assert len(loaded) == 6, "the first four were kept"
+    assert verdict(replace(kept)) == whole and len(loaded) == 6
+    assert verdict(replace(judge)) == whole and len(loaded) == 12, "nowhere kept"
+
+
+def test_a_stop_is_heeded_while_a_judge_is_opened(tmp_path):
+    render_digits(tmp_path / "set", clips=30, frames=4, size=16, test_share=0.2)
+    data = SimpleNamespace(path=tmp_path / "set", frames=4, height=16, width=16, fps=None, resize="crop")
+    told = []
+
+    def heed():
+        raise Interrupted
+
+    def bar(name):
+        return lambda done, total: told.append((name, done, total))
+
+    with pytest.raises(Interrupted):
+        open_judge(SimpleNamespace(data=data), tmp_path / "cache", heed=heed, bar=bar)
+    assert [name for name, _, _ in told] == ["real clips"]
 
 
 def keep_rows(judge, keep, features, shown):

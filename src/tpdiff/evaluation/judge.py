@@ -20,7 +20,7 @@ from tpdiff.metrics.classifier import Classifier
 from tpdiff.metrics.clips import Clip, load_clips
 from tpdiff.metrics.distance import frechet_distance, frechet_interval, kernel_distance, paired_draws
 from tpdiff.metrics.reference import Reference
-from tpdiff.metrics.rows import stored_rows
+from tpdiff.metrics.rows import Progress, stored_rows
 from tpdiff.training.config import Config
 
 ROUNDS = 1000
@@ -34,12 +34,14 @@ class Judge:
     Attributes:
         reference: real clips of the test split and the projection of features.
         classifier: tells captioned facts from clips; trained on the training split.
-        heed: called before every batch of samples; what it raises ends the call, and `verdict` goes on from there.
+        heed: called before every batch of clips; what it raises ends the call, and `verdict` goes on from there.
+        kept: the folder in which what the gauges say of the real clips stays; None: nowhere.
     """
 
     reference: Reference
     classifier: Classifier
     heed: Callable[[], None] = lambda: None
+    kept: Path | None = None
 
     @cached_property
     def key(self) -> str:
@@ -125,9 +127,15 @@ class Judge:
     @cached_property
     def _real_shown(self) -> np.ndarray:
         """What the gauges say of the real clips."""
-        clips = self.reference.clips
-        parts = (clips[i : i + PART] for i in range(0, len(clips), PART))
-        return np.concatenate([self.gauges(load_clips(part, self.reference.geometry)) for part in parts])
+        clips, gauges = self.reference.clips, self.gauges
+
+        def measure(first: int, last: int) -> np.ndarray:
+            self.heed()
+            return gauges(load_clips(clips[first:last], self.reference.geometry))
+
+        if self.kept is not None:
+            return np.concatenate(list(stored_rows(self.kept / f"shown-{self.key}", len(clips), PART, measure)))
+        return np.concatenate([measure(i, min(i + PART, len(clips))) for i in range(0, len(clips), PART)])
 
     def _features(self, keep: Path) -> np.ndarray:
         parts = [load_array(path) for path in sorted((keep / self.key).glob("*.npy"))]
@@ -142,9 +150,39 @@ class Judge:
         return list(islice(cycle(self.reference.clips), count))
 
 
-def open_judge(config: Config, cache: Path, seed: int = 0, heed: Callable[[], None] = lambda: None) -> Judge:
-    """The judge of a study's set, its features and classifier kept in `cache`; `heed` as it calls it."""
+def open_judge(
+    config: Config,
+    cache: Path,
+    seed: int = 0,
+    heed: Callable[[], None] = lambda: None,
+    bar: Callable[[str], Progress] | None = None,
+) -> Judge:
+    """The judge of a study's set; what it knows of the real clips, and its classifier, are kept in `cache`.
+
+    Args:
+        config: of a run of the study; its data section says which clips.
+        cache: a folder.
+        seed: of the choice of clips and of the classifier.
+        heed: as `Judge` calls it, and after every batch of real clips and every step of the classifier.
+        bar: makes what is told of (done, in all) of something with a name.
+    """
     data = config.data
     geometry = Geometry(data.frames, data.height, data.width, data.fps, data.resize)
-    reference = Reference.fit(data.path, **geometry._asdict(), seed=seed, cache_dir=cache)
-    return Judge(reference, Classifier.fit(reference.training, geometry, seed=seed, cache_dir=cache), heed)
+
+    def progress(name: str) -> Progress:
+        tell = bar(name) if bar else None
+
+        def told(done: int, total: int) -> None:
+            if tell is not None:
+                tell(done, total)
+            heed()
+
+        return told
+
+    reference = Reference.fit(
+        data.path, **geometry._asdict(), seed=seed, cache_dir=cache, progress=progress("real clips")
+    )
+    classifier = Classifier.fit(
+        reference.training, geometry, seed=seed, cache_dir=cache, progress=progress("classifier")
+    )
+    return Judge(reference, classifier, heed, cache)
