@@ -1,5 +1,5 @@
-"""Training, fine-tuning and sampling on a device that is not the CPU, as `second_device.py` pretends: nothing is left
-behind. It shows that tensors are where they are needed, not that a GPU computes them."""
+"""Training, fine-tuning, sampling and whole studies on a device that is not the CPU, as `second_device.py` pretends:
+nothing is left behind. It shows that tensors are where they are needed, not that a GPU computes them."""
 
 import os
 import subprocess
@@ -26,22 +26,35 @@ TUNING = (
 )
 
 
+STUDIES = (
+    "evaluation/test_study.py::test_a_whole_study_stopped_and_continued",
+    "evaluation/test_conversion.py::test_a_whole_study_stopped_and_continued",
+    "evaluation/test_ablation.py::test_a_whole_ablation",
+)
+
+
 @pytest.mark.parametrize("tests", [("families/there.py",), TRAINING, TUNING], ids=["sampling", "training", "tuning"])
 def test_nothing_is_left_behind(tests):
-    paths = [str(HERE.parent / test) for test in tests]
+    run_there(*tests, "-m", "not slow")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("test", STUDIES)
+def test_a_whole_study_runs_there(test):
+    run_there(test)
+
+
+def run_there(*arguments):
+    """Tests, named from the folder of all tests, in a process that has the second device."""
+    options = ["-p", "second_device", "-p", "no:cacheprovider", "--tb=short"]
+    paths = [str(HERE.parent / argument) if ".py" in argument else argument for argument in arguments]
     there = {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "second_device",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow",
-        "--tb=short",
-        *paths,
-    ]
-    done = subprocess.run(command, env=os.environ | there, cwd=HERE.parents[1], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *paths],
+        env=os.environ | there,
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-6000:]
