@@ -66,7 +66,7 @@ def main() -> int:
 def _run(args: argparse.Namespace) -> Path:
     """The page."""
     try:
-        wanted = Table.model_validate(yaml.safe_load(args.table.read_text()))
+        wanted = Table.model_validate(yaml.safe_load(args.table.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise ValueError(f"{args.table}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
     results = args.results / wanted.name / args.device
@@ -138,7 +138,7 @@ def _page(wanted: Table, rows: list[dict[str, Any]], results: Path, command: str
         ),
     ]
     page = results / "README.md"
-    page.write_text("\n".join(lines) + "\n")
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return page
 
 

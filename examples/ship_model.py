@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("pretrained"))
     args = parser.parse_args()
     state = read_state(max(args.run.glob("checkpoints/step-*")))
-    figures, folder = json.loads(args.figures.read_text()), args.out / args.name
+    figures, folder = json.loads(args.figures.read_text(encoding="utf-8")), args.out / args.name
     if "autoencoder" in state["config"]:
         model: Any = load_autoencoder(str(args.run))
         parts = [model]
@@ -56,7 +56,7 @@ def main() -> None:
         "config": state["config"],
         "figures": figures,
     }
-    (folder / CARD).write_text(json.dumps(made, indent=1) + "\n")
+    (folder / CARD).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
     print(f"{folder}: {size:.1f} MB")
 

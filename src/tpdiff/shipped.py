@@ -39,7 +39,7 @@ def or_shipped(path: str | Path) -> Path:
 
 def card(folder: Path) -> dict[str, Any]:
     """How a shipped model was made: command, seed, data, seconds, figures."""
-    return dict(json.loads((folder / CARD).read_text()))
+    return dict(json.loads((folder / CARD).read_text(encoding="utf-8")))
 
 
 def _folders() -> list[Path]:

@@ -62,7 +62,7 @@ def demo(
     comparison.save(out / COMPARISON)
     page = write_report(comparison, out, out / PAGE)
     if as_json:
-        print((out / COMPARISON).read_text())
+        print((out / COMPARISON).read_text(encoding="utf-8"))
     else:
         print_table(comparison, Console())
     print(f"report: {page or out / PAGE}", file=sys.stderr)

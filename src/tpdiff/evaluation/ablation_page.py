@@ -49,7 +49,7 @@ def write_page(study: Ablation, results: Path, command: str) -> Path:
         raise ValueError(f"no variant is finished in {results}")
     draw(study, found, results / PLOT)
     page = results / "README.md"
-    page.write_text("\n".join(_lines(study, found, command)) + "\n")
+    page.write_text("\n".join(_lines(study, found, command)) + "\n", encoding="utf-8")
     return page
 
 

@@ -76,7 +76,7 @@ def write_page(study: ConversionStudy, results: Path, command: str) -> Path:
         refuse_other_claims(study, results, s)
     draw(seeds, results / PLOT)
     page = results / "README.md"
-    page.write_text("\n".join(_lines(study, seeds, command)) + "\n")
+    page.write_text("\n".join(_lines(study, seeds, command)) + "\n", encoding="utf-8")
     return page
 
 

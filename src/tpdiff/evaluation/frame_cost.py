@@ -122,7 +122,7 @@ def load_table(path: str | Path) -> FrameTable:
         ValueError: what is wrong in it.
     """
     try:
-        return FrameTable.model_validate(yaml.safe_load(Path(path).read_text()))
+        return FrameTable.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

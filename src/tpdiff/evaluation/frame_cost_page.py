@@ -72,7 +72,7 @@ def write_page(asked: FrameTable, costs: Sequence[FrameCost], results: Path, com
     """
     draw(costs, results / PLOT)
     page = results / "README.md"
-    page.write_text("\n".join(_lines(asked, costs, command)) + "\n")
+    page.write_text("\n".join(_lines(asked, costs, command)) + "\n", encoding="utf-8")
     return page
 
 

@@ -83,10 +83,10 @@ def model_geometry(path: str | Path) -> Geometry:
     folder = newest_checkpoint(Path(path)).resolve()
     run = folder.parent.parent
     if folder.parent.name == "checkpoints" and (run / "config.yaml").is_file():
-        data = yaml.safe_load((run / "config.yaml").read_text())["data"]
+        data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
         return Geometry(data["frames"], data["height"], data["width"], data.get("fps"), data.get("resize", "crop"))
     told = folder / TOLD
-    index = json.loads((told if told.is_file() else folder / "model_index.json").read_text())
+    index = json.loads((told if told.is_file() else folder / "model_index.json").read_text(encoding="utf-8"))
     if "default_size" not in index:
         raise ValueError(
             f"{folder} holds a {index.get('_class_name', 'model')}, which does not say what it was trained on; give a "

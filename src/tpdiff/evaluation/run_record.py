@@ -150,5 +150,5 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 def captions(folder: Path) -> dict[str, str | None]:
     """File names and captions that a `metadata.jsonl` tells; {} where there is none."""
     path = folder / "metadata.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     return {line["file_name"]: line.get("caption") for line in lines}

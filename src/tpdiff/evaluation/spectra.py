@@ -85,7 +85,7 @@ def load_spectrum(path: Path) -> Spectrum:
         ValueError: no such file, or none of ours.
     """
     try:
-        return Spectrum.from_dict(json.loads(path.read_text()))
+        return Spectrum.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"no spectrum in {path}: {error}") from error
 

@@ -124,7 +124,7 @@ def read_study(kind: type[Kind], path: str | Path, device: str = "cpu") -> Kind:
     Raises:
         ValueError: what is wrong in it, or no such section.
     """
-    values = yaml.safe_load(Path(path).read_text())
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     larger = values.pop("cuda", None) if isinstance(values, dict) else None
     if device == "cuda":
         if larger is None:
@@ -177,7 +177,7 @@ def make_data(data: StudyData, out: Path, progress: Any = None) -> Path:
 
 def read_result(path: Path) -> dict[str, Any]:
     """What `write_result` wrote; {} where nothing is."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def write_page(study: Study, results: Path, command: str) -> Path:
         raise ValueError(f"no seed is finished in {results}")
     draw(study, seeds, results / PLOT)
     page = results / "README.md"
-    page.write_text("\n".join(_lines(study, seeds, results, command)) + "\n")
+    page.write_text("\n".join(_lines(study, seeds, results, command)) + "\n", encoding="utf-8")
     return page
 
 

@@ -14,6 +14,6 @@ def pipeline_digest(folder: Path) -> str:
     patterns = ("model_index.json", TOLD, LORA, "*/*.safetensors", "*/*.json")
     files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
     lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}" for file in files]
-    if (folder / TOLD).is_file() and (base := json.loads((folder / TOLD).read_text())["base"]) != HERE:
+    if (folder / TOLD).is_file() and (base := json.loads((folder / TOLD).read_text(encoding="utf-8"))["base"]) != HERE:
         lines.append(pipeline_digest(Path(base)) if Path(base).is_dir() else base)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

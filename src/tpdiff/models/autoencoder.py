@@ -68,7 +68,7 @@ def decode_video(vae: Any, latents: Tensor) -> Tensor:
 def _class_name(folder: Path) -> str | None:
     """The class whose weights a folder holds, as its config.json says."""
     path = folder / "config.json"
-    return json.loads(path.read_text()).get("_class_name") if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")).get("_class_name") if path.is_file() else None
 
 
 def _is_video(vae: nn.Module) -> bool:

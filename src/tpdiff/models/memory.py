@@ -45,7 +45,7 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
         return
     with suppress(OSError):
-        _CLEAR.write_text("5")  # proc(5): the peak of the resident set starts over
+        _CLEAR.write_text("5", encoding="ascii")  # proc(5): the peak of the resident set starts over
 
 
 def peak_bytes() -> int | None:

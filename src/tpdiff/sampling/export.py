@@ -51,7 +51,7 @@ class SavedMatrices:
             place.mkdir(parents=True, exist_ok=True)
             weights, facts = self._read(name)
             save_file(weights, str(place / LORA), facts)
-        (Path(folder) / TOLD).write_text(json.dumps(asdict(self.told), indent=1))
+        (Path(folder) / TOLD).write_text(json.dumps(asdict(self.told), indent=1), encoding="utf-8")
 
     def original(self) -> dict[str, Tensor]:
         """`original_matrices` of them. The pipeline is opened without weights.

@@ -60,7 +60,7 @@ def read_tuned(folder: str | Path) -> Tuned:
             f"no {TOLD} in {folder}: expected a folder that `tpdiff export` wrote of a fine-tuned pipeline, or a "
             "checkpoint of its run"
         )
-    return Tuned(**json.loads(path.read_text()))
+    return Tuned(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def newest_checkpoint(folder: Path) -> Path:

@@ -166,7 +166,7 @@ class TunedPipeline:
         for name in told.adapters:
             layers = {f"{loader_name(told.component)}_lora_layers": low_rank_matrices(self.network, name)}
             stock_class(self.pipe).save_lora_weights(str(adapter_folder(place, name)), **layers)  # type: ignore[attr-defined]
-        (place / TOLD).write_text(json.dumps(asdict(told), indent=1))
+        (place / TOLD).write_text(json.dumps(asdict(told), indent=1), encoding="utf-8")
 
     def check_options(self, told: Collection[str]) -> None:
         """Raise ValueError for the name of an argument that the stock pipeline does not take, and for a picture that

@@ -93,7 +93,7 @@ def write_checkpoint(
             if not main:
                 _flush(path)
         if main:
-            (aside / STATE).write_text(json.dumps(state, indent=1))
+            (aside / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
 def write_pipeline(folder: Path, pipeline: Any) -> None:
@@ -155,7 +155,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         ValueError: as `read_checkpoint`.
     """
     try:
-        return json.loads((folder / STATE).read_text())
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))
     except Exception as error:
         raise ValueError(f"{folder} is not a training checkpoint that can be resumed: {error}") from error
 

@@ -43,7 +43,7 @@ def read_values(path: str | Path) -> dict[str, Any]:
     """
     path = _recipe_file(Path(path))
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):

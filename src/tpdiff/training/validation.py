@@ -234,7 +234,7 @@ class Validation:
 def read_records(path: Path, step: float = math.inf) -> list[dict[str, Any]]:
     """The lines of a `validation.jsonl` up to a step; one that a death cut short counts as absent."""
     found = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
