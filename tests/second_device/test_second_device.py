@@ -29,7 +29,6 @@ TUNING = (
 STUDIES = (
     "evaluation/test_study.py::test_a_whole_study_stopped_and_continued",
     "evaluation/test_conversion.py::test_a_whole_study_stopped_and_continued",
-    "evaluation/test_ablation.py::test_a_whole_ablation",
 )
 
 
