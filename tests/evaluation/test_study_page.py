@@ -168,11 +168,10 @@ def test_committed_pages_are_what_their_results_say(folder, tmp_path):
     assert write_page(load_study(recipe_path(folder)), tmp_path, command).read_text() == path.read_text()
 
 
-def test_the_committed_page_of_jumps_is_what_its_results_say(tmp_path):
-    path = COMMITTED / "ablation-jumps" / "README.md"
+@pytest.mark.parametrize("name", ["ablation-fronts", "ablation-jumps"])
+def test_committed_pages_of_ablations_are_what_their_results_say(name, tmp_path):
+    path = COMMITTED / name / "README.md"
     for seed in path.parent.glob("seed-*"):
         (tmp_path / seed.name).symlink_to(seed)
     command = re.search(r"Made by `(.*)` on", path.read_text()).group(1)
-    assert (
-        write_ablation(load_ablation(recipe_path("ablation-jumps")), tmp_path, command).read_text() == path.read_text()
-    )
+    assert write_ablation(load_ablation(recipe_path(name)), tmp_path, command).read_text() == path.read_text()
