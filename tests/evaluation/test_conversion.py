@@ -228,6 +228,16 @@ def test_what_is_half_done_is_not_continued_by_another_judge(tmp_path):
     assert read_result(tmp_path / "seed-0.json") == kept | done
 
 
+def desk_of_a_finished_seed(folder, *arms):
+    """A desk of a study with these arms, whose seed 0 was finished with the arm "converted" alone."""
+    judge = Judge(SimpleNamespace(protocol={"seed": 0}), None)
+    study = study_of(folder, arms={arm: [] for arm in arms})
+    (folder / "work" / "seed-0").mkdir(parents=True)
+    finished = finished_seed(0, 100.0, 96.0, 8.0)
+    write_result(folder / "seed-0.json", finished)
+    return ConversionDesk(study, folder / "data", folder / "work", folder, judge, None), finished
+
+
 def test_a_finished_seed_stays_as_it_is_until_its_new_arm_is_whole(tmp_path, monkeypatch):
     """Of an arm that was added nothing is shown, and nothing counts as done, before all is compared with it."""
 
@@ -240,27 +250,17 @@ def test_a_finished_seed_stays_as_it_is_until_its_new_arm_is_whole(tmp_path, mon
 
     for name, does in {"_train_original": lambda *_: None, "_train_arm": trained, "_open": stopped}.items():
         monkeypatch.setattr(f"tpdiff.evaluation.conversion_run.{name}", does)
-    judge = Judge(SimpleNamespace(protocol={"seed": 0}), None)
-    study = study_of(tmp_path, arms={"converted": [], "later": []})
-    desk = ConversionDesk(study, tmp_path / "data", tmp_path / "work", tmp_path, judge, None)
-    (tmp_path / "work" / "seed-0").mkdir(parents=True)
-    finished = finished_seed(0, 100.0, 96.0, 8.0)
-    write_result(tmp_path / "seed-0.json", finished)
+    desk, finished = desk_of_a_finished_seed(tmp_path, "converted", "later")
     for _ in range(2):  # the second call goes on
         with pytest.raises(Interrupted):
             run_conversion(desk, 0)
         assert read_result(tmp_path / "seed-0.json") == finished
-    assert "**Still to be run: later (seed 0).**" in write_page(study, tmp_path, "the command").read_text()
+    assert "**Still to be run: later (seed 0).**" in write_page(desk.study, tmp_path, "the command").read_text()
 
 
 def test_a_finished_seed_is_not_continued_for_another_claim(tmp_path):
     """Its seconds and what is sampled at as many operations are of the arm that it was finished for."""
-    judge = Judge(SimpleNamespace(protocol={"seed": 0}), None)
-    study = study_of(tmp_path, arms={"later": [], "converted": []})
-    desk = ConversionDesk(study, tmp_path / "data", tmp_path / "work", tmp_path, judge, None)
-    (tmp_path / "work" / "seed-0").mkdir(parents=True)
-    finished = finished_seed(0, 100.0, 96.0, 8.0)
-    write_result(tmp_path / "seed-0.json", finished)
+    desk, finished = desk_of_a_finished_seed(tmp_path, "later", "converted")
     with pytest.raises(ValueError, match=r"seed-0\.json compares nothing with later, the arm that the claim is about"):
         run_conversion(desk, 0)
     assert read_result(tmp_path / "seed-0.json") == finished

@@ -8,6 +8,8 @@ import yaml
 
 from tpdiff.evaluation.ablation import load_ablation
 from tpdiff.evaluation.ablation_page import write_page as write_ablation
+from tpdiff.evaluation.conversion import load_conversion
+from tpdiff.evaluation.conversion_page import write_page as write_conversion
 from tpdiff.evaluation.study import load_study, seed_file, trial_file, write_result
 from tpdiff.evaluation.study_page import write_page
 from tpdiff.evaluation.study_run import provenance
@@ -175,3 +177,12 @@ def test_committed_pages_of_ablations_are_what_their_results_say(name, tmp_path)
         (tmp_path / seed.name).symlink_to(seed)
     command = re.search(r"Made by `(.*)` on", path.read_text()).group(1)
     assert write_ablation(load_ablation(recipe_path(name)), tmp_path, command).read_text() == path.read_text()
+
+
+def test_the_committed_page_of_a_conversion_is_what_its_results_say(tmp_path):
+    path = COMMITTED / "conversion-wan" / "README.md"
+    for seed in path.parent.glob("seed-*.json"):
+        (tmp_path / seed.name).symlink_to(seed)
+    command = re.search(r"Made by `(.*)` on", path.read_text()).group(1)
+    study = load_conversion(recipe_path("conversion-wan"))
+    assert write_conversion(study, tmp_path, command).read_text() == path.read_text()
