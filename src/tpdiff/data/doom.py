@@ -217,6 +217,8 @@ def _game(vizdoom: Any, scenario: str, setting: Scenario, size: tuple[int, int])
         game.set_render_messages(False)
         game.set_render_weapon(setting.weapon)
         game.set_doom_skill(1)  # the mildest, so that episodes last
+        with suppress(OSError):
+            litter.mkdir()  # of two engines that make it at the same moment one would crash
         try:
             game.init()
             yield game
