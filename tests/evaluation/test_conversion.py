@@ -13,7 +13,7 @@ from tpdiff.evaluation import machine
 from tpdiff.evaluation.budget import steps_within
 from tpdiff.evaluation.conversion import load_conversion
 from tpdiff.evaluation.conversion_page import improvement, loss_bound, seeds_bound, write_page
-from tpdiff.evaluation.conversion_run import FEWER, FREE, ORIGINAL, ConversionDesk, run_conversion
+from tpdiff.evaluation.conversion_run import FEWER, FREE, ORIGINAL, UNTRAINED, ConversionDesk, run_conversion
 from tpdiff.evaluation.judge import Judge, open_judge
 from tpdiff.evaluation.study import make_data, read_result, write_result
 from tpdiff.evaluation.study_run import Interrupted
@@ -60,6 +60,7 @@ TINY = {
     "budget": 0.3,
     "steps": 4,
     "staged_steps": [2, 2],
+    "training_free": {"factors": [[1, 1, 1], [2, 1, 1]], "tolerance": 0.3, "steps": [1, 2]},
     "seeds": [0],
     "clips": 66,
 }
@@ -94,6 +95,10 @@ def test_shipped_studies_are_sound(name, device):
         ({"arms": {"on": ["train.method=vanilla"], "converted": []}}, "the first arm, on, is the one that is claimed"),
         ({"arms": {"converted": ["train.metod=vanilla"]}}, "train.method"),
         ({"clips": 64}, "clips: .*greater than or equal to 65"),
+        (
+            {"training_free": {"factors": [[1, 1, 1], [2, 1, 1]], "steps": [4, 4, 4]}},
+            "training_free: .*steps are for 3 stages, and there are 2",
+        ),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(tmp_path, changes, message):
@@ -351,15 +356,15 @@ def test_a_whole_study_stopped_and_continued(desk, tmp_path):
     desk.study = study_of(tmp_path)  # with an arm more, which is now trained
     result = run_conversion(desk, 0)
     assert run_conversion(desk, 0) == result == json.loads((tmp_path / "results" / "seed-0.json").read_text())
-    assert set(result["variants"]) == {ORIGINAL, "converted", "per stage", "LoRA", "trained on", FEWER, FREE}
+    assert set(result["variants"]) == {ORIGINAL, "converted", "per stage", "LoRA", "trained on", FEWER, UNTRAINED, FREE}
     assert result["variants"]["converted"] == half["variants"]["converted"] | {
         "sampling_flops": result["variants"]["converted"]["sampling_flops"]
     }
     spent = {name: row["training"]["flops"] for name, row in result["variants"].items() if "training" in row}
     assert all(0.2 < spent[arm] / spent[ORIGINAL] <= 0.3 for arm in desk.study.arms)
     costs = {name: row["sampling_flops"] for name, row in result["variants"].items()}
-    assert costs["converted"] == costs[FREE] < costs[ORIGINAL] == costs["trained on"]
-    assert abs(costs[FEWER] / costs[FREE] - 1) < 0.5  # of four steps
+    assert costs["converted"] == costs[UNTRAINED] < costs[ORIGINAL] == costs["trained on"] > costs[FREE]
+    assert abs(costs[FEWER] / costs[UNTRAINED] - 1) < 0.5  # of four steps
     assert result["early"]["steps"] == 32
     pipeline = PyramidPipeline.from_pretrained(tmp_path / "work" / "seed-0" / "per stage")
     assert pipeline.pipe.scheduler.config.per_stage_target

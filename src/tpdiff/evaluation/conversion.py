@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tpdiff.evaluation.kept import settings_of
 from tpdiff.evaluation.study import SOMEWHERE, StudyData, read_kept, read_study, seed_file
+from tpdiff.pyramid.operators import Ratio
 from tpdiff.recipes import recipe_path
 from tpdiff.training.autoencoder_config import AutoencoderConfig, load_recipe
 from tpdiff.training.config import Config
@@ -56,6 +57,26 @@ class OriginalPart(Section):
     overrides: list[str] = Field(default_factory=list)
 
 
+class TrainingFree(Section):
+    """A control: the original's weights through stages that follow from the spectrum of its latents, not trained.
+
+    Attributes:
+        factors: (T, H, W) strides of its stages, finest first.
+        tolerance: the largest share of a band's power that a stage may lose; see `spectral_pyramid`.
+        steps: of its stages, coarsest first.
+    """
+
+    factors: list[Ratio] = Field(min_length=2)
+    tolerance: float = Field(0.03, gt=0, lt=1)
+    steps: list[int] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _as_many(self) -> "TrainingFree":
+        if len(self.steps) != len(self.factors):
+            raise ValueError(f"steps are for {len(self.steps)} stages, and there are {len(self.factors)}")
+        return self
+
+
 class ConversionStudy(Section):
     """One original a seed, and what becomes of it when it is trained on by a share of its training's operations.
 
@@ -71,6 +92,7 @@ class ConversionStudy(Section):
         budget: operations of every arm, as a share of the original's training.
         steps: the original's sampling steps.
         staged_steps: those of stages, coarsest first.
+        training_free: a control; the first arm's stages with the original's weights are another in any case.
         guidance_scale: classifier-free guidance of every sample; 1 is none.
         seeds: one original and its arms a seed.
         clips: samples of each.
@@ -87,6 +109,7 @@ class ConversionStudy(Section):
     budget: float = Field(BUDGET, gt=0, le=1)
     steps: int = Field(50, ge=1)
     staged_steps: list[int] = Field([20, 20, 10], min_length=1)
+    training_free: TrainingFree | None = None
     guidance_scale: float = Field(1.0, ge=1)
     seeds: list[int] = Field(min_length=1)
     clips: int = Field(2048, ge=65)
@@ -117,12 +140,12 @@ class ConversionStudy(Section):
 
     def settings(self, seed: int) -> dict[str, Any]:
         """All that a seed's result depends on, as JSON values; arms may be added."""
-        fields = {"data", "original", "budget", "steps", "staged_steps", "guidance_scale", "clips", "batch"}
+        elsewhere = {"name", "title", "run", "conversion", "arms", "seeds"}
         configs = {"original": self.original_config(SOMEWHERE, SOMEWHERE, seed)}
         configs |= {arm: self.arm_config(arm, SOMEWHERE, SOMEWHERE, seed, 1) for arm in self.arms}
         runs = {name: settings_of(config) for name, config in configs.items()}
         autoencoder = self.original.autoencoder.settings
-        return {**self.model_dump(mode="json", include=fields), "runs": runs, "autoencoder": autoencoder}
+        return {**self.model_dump(mode="json", exclude=elsewhere), "runs": runs, "autoencoder": autoencoder}
 
     def _config(self, data: Path, base: Path, seed: int, overrides: list[str]) -> Config:
         fixed = [f"data.path={data}", f"pretrained.path={base}", f"seed={seed}", "log.keep_checkpoints=1"]

@@ -14,8 +14,11 @@ from tpdiff.evaluation.judge import Judge
 from tpdiff.evaluation.kept import refuse_other_judges
 from tpdiff.evaluation.latency import count_flops, measure
 from tpdiff.evaluation.samples import Sampling, reopened, sample_batch, sampler
+from tpdiff.evaluation.spectra import measure_folder
 from tpdiff.evaluation.study import seed_file, write_result
 from tpdiff.evaluation.study_run import Interrupted, noise_seed, provenance
+from tpdiff.pyramid.spectral import spectral_pyramid
+from tpdiff.pyramid.spectrum import Spectrum
 from tpdiff.sampling.tuned import TunedPipeline
 from tpdiff.training.checkpoint import write_pipeline
 from tpdiff.training.config import Config
@@ -23,7 +26,8 @@ from tpdiff.training.progress import Status
 from tpdiff.training.setup import open_dataset
 from tpdiff.training.trainer import Trainer
 
-ORIGINAL, FEWER, FREE = "original", "original, fewer steps", "training-free"
+ORIGINAL, FEWER = "original", "original, fewer steps"
+UNTRAINED, FREE = "original through the converted's stages", "training-free"
 LAST_PART = 0.8  # of the original's training, after which its distance is taken a first time
 ONE_STEP = 1e-9  # seconds that the first step passes
 ROUNDS, TIMED_CLIPS = 5, 8
@@ -66,6 +70,12 @@ class ConversionDesk:
         """How what has stages is sampled."""
         return replace(self.plain, steps=list(self.study.staged_steps))
 
+    def spectrum(self, pipeline: Path) -> Spectrum:
+        """That of the training clips' latents, as a pipeline's network sees them."""
+        data = self.study.original_config(self.data, pipeline, 0).data
+        size = data.frames, data.height, data.width
+        return measure_folder(self.data / "train", str(pipeline / "vae"), size, fps=data.fps)
+
 
 def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     """One original, converted in every way. Whatever is finished is never redone; a seed that was finished before an
@@ -105,18 +115,15 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     for arm in desk.study.arms:
         _train_arm(desk, seed, arm, out, result, keep)
     claimed = next(iter(desk.study.arms))
-    original, staged = _open(desk, pretrained), _open(desk, out / claimed).config.pyramid
-    free = TunedPipeline(original.pipe, original.network, replace(original.config, pyramid=staged))
-    allowed = _sampling_flops(free, desk, desk.staged)
-    fewer = replace(desk.plain, steps=_steps_for(desk, _open(desk, pretrained), allowed))
-    for name, pipeline, sampling in ((FEWER, _open(desk, pretrained), fewer), (FREE, free, desk.staged)):
+    controls = _controls(desk, pretrained, out / claimed)
+    for name, (pipeline, sampling) in controls.items():
         if not _is_judged(desk, result, out, name):
             row = {"steps": sampling.steps, "final": _judge(desk, pipeline, sampling, seed, out, name)}
             result["variants"][name] = row
             keep()
     for name, row in result["variants"].items():
         if "sampling_flops" not in row:
-            one = free if name == FREE else _open(desk, pretrained if name in (ORIGINAL, FEWER) else out / name)
+            one = controls[name][0] if name in controls else _open(desk, pretrained if name == ORIGINAL else out / name)
             row["sampling_flops"] = _sampling_flops(one, desk, replace(desk.plain, steps=row["steps"]))
             keep()
     if "seconds" not in result:
@@ -130,6 +137,27 @@ def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:
     result["done"] = True
     write_result(path, result)
     return result
+
+
+def _controls(desk: ConversionDesk, pretrained: Path, converted: Path) -> dict[str, tuple[TunedPipeline, Sampling]]:
+    """The original's weights sampled otherwise: by as many operations as the converted model's, and through stages."""
+    staged = _open(desk, converted).config.pyramid
+    untrained = _through(desk, pretrained, staged)
+    allowed = _sampling_flops(untrained, desk, desk.staged)
+    fewer = replace(desk.plain, steps=_steps_for(desk, _open(desk, pretrained), allowed))
+    controls = {FEWER: (_open(desk, pretrained), fewer), UNTRAINED: (untrained, desk.staged)}
+    if (free := desk.study.training_free) is not None:
+        stages = spectral_pyramid(desk.spectrum(pretrained), untrained.pyramid.schedule, free.factors, free.tolerance)
+        pipeline = _through(desk, pretrained, stages.config())
+        controls[FREE] = pipeline, replace(desk.plain, steps=list(free.steps))
+    return controls
+
+
+def _through(desk: ConversionDesk, folder: Path, pyramid: dict[str, Any]) -> TunedPipeline:
+    """A pipeline with other stages than it was trained through."""
+    pipeline = _open(desk, folder)
+    told = replace(pipeline.config, pyramid=pyramid)
+    return TunedPipeline(pipeline.pipe, pipeline.network, told, pipeline.dtype, pipeline.device)
 
 
 def _train_original(
