@@ -284,6 +284,13 @@ def test_an_autoencoder_of_another_recipe_or_of_other_clips_is_not_taken(tmp_pat
         _autoencoder(more, tmp_path, None)
 
 
+def test_an_autoencoder_can_be_of_another_size_than_its_recipe(tmp_path):
+    part = study_of(tmp_path).original.autoencoder
+    small = part.model_copy(update={"overrides": ["data.height=32", "data.width=32"]})
+    assert (part.config(tmp_path).data.height, small.config(tmp_path).data.height) == (64, 32)
+    assert small.settings != part.settings
+
+
 def test_a_page_needs_a_finished_seed(tmp_path):
     with pytest.raises(ValueError, match="no seed is finished"):
         write_page(study_of(tmp_path), tmp_path, "command")

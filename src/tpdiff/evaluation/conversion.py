@@ -19,10 +19,17 @@ BUDGET = 0.1
 
 
 class AutoencoderPart(Section):
-    """What encodes the original's clips: the recipe that trains it, and on which clips, apart from the study's."""
+    """What encodes the original's clips: the recipe that trains it, and on which clips, apart from the study's.
+
+    Attributes:
+        recipe: by name.
+        data: its own clips, best of the study's size: what small pictures hold, one of larger ones does not keep.
+        overrides: changes of the recipe, `section.key=value`.
+    """
 
     recipe: str
     data: StudyData
+    overrides: list[str] = Field(default_factory=list)
 
     def config(self, data: Path) -> AutoencoderConfig:
         """The resolved recipe.
@@ -30,7 +37,7 @@ class AutoencoderPart(Section):
         Raises:
             ValueError: an illegal key or value, or the recipe of something else.
         """
-        config = load_recipe(recipe_path(self.recipe), [f"data.path={data}"])
+        config = load_recipe(recipe_path(self.recipe), [*self.overrides, f"data.path={data}"])
         if not isinstance(config, AutoencoderConfig):
             raise ValueError(f"recipe {self.recipe!r} trains no autoencoder")
         return config
