@@ -73,7 +73,7 @@ def _lines(study: Ablation, found: Results, command: str) -> list[str]:
         f"{name} (seed {seed})"
         for name in study.variants
         for seed in study.seeds
-        if seed not in {r["seed"] for r in found.get(name, ())}
+        if seed not in _seeds(found.get(name, ()))
     ]
     return [
         *head(study.title, command, first["made"], waiting),
@@ -137,8 +137,9 @@ def _front(study: Ablation, found: Results) -> list[str]:
 
 
 def _points(study: Ablation, found: Results) -> list[tuple[float, float, str, int]]:
-    """(operations, distance, variant, steps), means over the seeds; of variants that have as many seeds as any."""
-    most = max(len(seeds) for seeds in found.values())
+    """(operations, distance, variant, steps), means over the seeds; of variants that share the seeds of the first that
+    has the most."""
+    most = _seeds(max(found.values(), key=len))
 
     def mean(name: str, steps: int, key: str) -> float:
         return float(np.mean([_at(s, steps)[key] for s in found[name]]))
@@ -147,8 +148,12 @@ def _points(study: Ablation, found: Results) -> list[tuple[float, float, str, in
         (mean(name, n, "sampling_flops"), mean(name, n, "distance"), name, n)
         for name, seeds in found.items()
         for n in study.steps
-        if len(seeds) == most
+        if _seeds(seeds) == most
     ]
+
+
+def _seeds(results: Sequence[Mapping[str, Any]]) -> set[int]:
+    return {result["seed"] for result in results}
 
 
 def _differences(study: Ablation, found: Results) -> list[str]:
