@@ -53,7 +53,7 @@ claim: $(VENV)/.installed  ## Vanilla against pyramid: learning rates, three see
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_comparison.py configs/study-gameplay-tubelets.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
 
 conversion: $(VENV)/.installed  ## A pretrained model made pyramidal for a tenth of its training, judged; hours, resumable (DEVICE=cuda: larger)
-	$(BIN)/python benchmarks/conversion.py configs/conversion-wan.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
+	$(BIN)/python benchmarks/conversion.py configs/conversion-wan-32.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
 	$(BIN)/python benchmarks/conversion.py configs/conversion-animatediff.yaml --device $(or $(DEVICE),cpu) --results $(RESULTS) --work $(WORK)
 
 ablations: $(VENV)/.installed  ## What each part of the method is worth, by equal operations; hours, resumable (DEVICE=cuda: larger)

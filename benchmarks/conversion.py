@@ -1,6 +1,6 @@
 """Can a pretrained model be made pyramidal for a tenth of its training? A study by its file, resumable.
 
-    python benchmarks/conversion.py configs/conversion-wan.yaml [--seed N]
+    python benchmarks/conversion.py configs/conversion-wan-32.yaml [--seed N]
 
 Records the clips, trains an autoencoder, and, once a seed, trains an original to its plateau, converts it in every way
 that the file lists, and judges all of them, with the controls, by the same real clips. It writes the page

@@ -166,6 +166,7 @@ def test_a_clip_longer_than_any_episode(tmp_path, monkeypatch):
 def test_refusals(tmp_path, monkeypatch):
     for options, message in [
         ({"scenario": "my_way_hone"}, "'my_way_hone' is unknown; did you mean my_way_home"),
+        ({"scenario": "nope"}, "'nope' is unknown. Known: "),
         ({"frames": 0}, "frames 0 is below 1"),
         ({"frame_skip": 0}, "frame_skip 0 is below 1"),
         ({"pace": 0.0}, r"pace 0.0 is not in \(0, 2\]"),

@@ -231,6 +231,13 @@ def test_nothing_but_a_demo_is_removed(quick, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["data", "notes.txt", "report.html", "thesis.txt"]
 
 
+def test_a_demo_needs_a_folder(quick, tmp_path, capsys):
+    (tmp_path / "film.mp4").write_text("mine")
+    assert tpdiff("demo", "--minutes", 1, "--out", tmp_path / "film.mp4", *TINY) == 2
+    assert f"error: {tmp_path / 'film.mp4'} is a file; give a folder" in capsys.readouterr().err
+    assert (tmp_path / "film.mp4").read_text() == "mine"
+
+
 def test_a_demo_is_kept_where_a_fresh_one_cannot_be(quick, tmp_path, capsys):
     demo.begin(tmp_path)
     (tmp_path / "report.html").write_text("made in an hour")

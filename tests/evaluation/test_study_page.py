@@ -179,10 +179,10 @@ def test_committed_pages_of_ablations_are_what_their_results_say(name, tmp_path)
     assert write_ablation(load_ablation(recipe_path(name)), tmp_path, command).read_text() == path.read_text()
 
 
-def test_the_committed_page_of_a_conversion_is_what_its_results_say(tmp_path):
-    path = COMMITTED / "conversion-wan" / "README.md"
+@pytest.mark.parametrize("name", [path.parent.name for path in COMMITTED.glob("conversion-*/README.md")])
+def test_committed_pages_of_conversions_are_what_their_results_say(name, tmp_path):
+    path = COMMITTED / name / "README.md"
     for seed in path.parent.glob("seed-*.json"):
         (tmp_path / seed.name).symlink_to(seed)
     command = re.search(r"Made by `(.*)` on", path.read_text()).group(1)
-    study = load_conversion(recipe_path("conversion-wan"))
-    assert write_conversion(study, tmp_path, command).read_text() == path.read_text()
+    assert write_conversion(load_conversion(recipe_path(name)), tmp_path, command).read_text() == path.read_text()

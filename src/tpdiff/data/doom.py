@@ -234,7 +234,7 @@ def _game(vizdoom: Any, scenario: str, setting: Scenario, size: tuple[int, int])
 def _known(scenario: str) -> Scenario:
     if scenario not in SCENARIOS:
         near = difflib.get_close_matches(scenario, SCENARIOS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise DataError(f"scenario {scenario!r} is unknown{hint} Known: {', '.join(SCENARIOS)}")
     return SCENARIOS[scenario]
 

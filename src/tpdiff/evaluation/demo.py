@@ -66,10 +66,12 @@ def begin(out: Path, fresh: bool = False) -> None:
     and nothing else.
 
     Raises:
-        ValueError: a start over in a folder that holds other things and no mark.
+        ValueError: no folder, or a start over in one that holds other things and no mark.
         DataError: a start over without VizDoom.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder")
+    if not out.exists() or not any(out.iterdir()):
         write_whole(out / MARK, json.dumps({"made by": "tpdiff demo", "version": __version__}) + "\n")
     elif fresh and not (out / MARK).is_file():
         raise ValueError(
