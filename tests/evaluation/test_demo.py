@@ -238,6 +238,13 @@ def test_a_demo_needs_a_folder(quick, tmp_path, capsys):
     assert (tmp_path / "film.mp4").read_text() == "mine"
 
 
+def test_what_a_demo_compares_is_not_an_option(quick, tmp_path, capsys):
+    assert tpdiff("demo", "--minutes", 1, "--out", tmp_path / "demo", *TINY, "train.method=vanilla") == 2
+    said = "error: train.method is what a demo compares, vanilla and stagewise; leave it out"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_a_demo_is_kept_where_a_fresh_one_cannot_be(quick, tmp_path, capsys):
     demo.begin(tmp_path)
     (tmp_path / "report.html").write_text("made in an hour")

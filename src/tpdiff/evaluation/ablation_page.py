@@ -115,8 +115,8 @@ def _lines(study: Ablation, found: Results, command: str) -> list[str]:
 def _distances(study: Ablation, found: Results) -> list[str]:
     rows = []
     for name, seeds in found.items():
-        variant, told = study.variants[name], seeds[0].get("training")
-        trained = f"{told['optimizer_steps']} steps" if told else f"from {variant.of}"
+        variant, told = study.variants[name], [s["training"]["optimizer_steps"] for s in seeds if s.get("training")]
+        trained = f"{' / '.join(map(str, told))} steps" if told else f"from {variant.of}"
         cells = [
             f"{joined(_at(s, n)['distance'] for s in seeds)} ({_at(seeds[0], n)['sampling_flops'] / 1e9:.3g} GFLOP)"
             for n in study.steps

@@ -97,8 +97,10 @@ def arm_configs(out: Path, data: Path, seconds: float, overrides: Sequence[str] 
     """The configuration of each arm.
 
     Raises:
-        ValueError: an override that none can have.
+        ValueError: an override that none can have, or of the method, which is what the arms differ in.
     """
+    if any(change.partition("=")[0].strip() == "train.method" for change in overrides):
+        raise ValueError(f"train.method is what a demo compares, {' and '.join(METHODS.values())}; leave it out")
     common = [f"data.path={data}", f"data.cache_dir={out / LATENTS}", f"train.seconds={seconds:g}"]
     common += [f"model.autoencoder={shipped_autoencoder()}", *overrides]
     recipe = recipe_path("demo")
