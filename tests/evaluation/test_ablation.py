@@ -177,6 +177,11 @@ def test_the_page_names_the_best_for_every_budget(tmp_path):
         "| 4 | a | 6 | 40 | 40 / 40 |",
         "",
     ]
+    assert "## What follows" not in lines
+    told = study.model_copy(update={"conclusion": "Take a.\n"})
+    lines = write_page(told, tmp_path / "results", "command").read_text().splitlines()
+    start = lines.index("## What follows")
+    assert lines[start + 1 : start + 5] == ["", "Take a.", "", "## Differences, at 6 steps"]
 
 
 def test_variants_are_compared_by_one_judge(tmp_path):

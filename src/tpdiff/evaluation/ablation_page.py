@@ -98,6 +98,7 @@ def _lines(study: Ablation, found: Results, command: str) -> list[str]:
         "Each is better in the mean over the seeds than everything that takes as many operations or fewer: the "
         "schedule for a budget is the last that it pays for.",
         "",
+        *(["## What follows", "", study.conclusion.strip(), ""] if study.conclusion else []),
         f"## Differences, at {last} steps",
         "",
         *_differences(study, found),
