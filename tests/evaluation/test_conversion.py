@@ -85,6 +85,8 @@ def test_shipped_studies_are_sound(name, device):
     assert original.train.method == "vanilla" and configs[0].train.method == "stagewise"
     assert any(config.train.method == "vanilla" for config in configs)  # the control that only trains on
     assert all(config.train.steps == 7 and config.train.batch_size == original.train.batch_size for config in configs)
+    encoded = study.original.autoencoder.config(Path("d")).data  # an autoencoder is of one size
+    assert (encoded.height, encoded.width) == (original.data.height, original.data.width) == study.data.size
 
 
 @pytest.mark.parametrize(
