@@ -178,8 +178,8 @@ def test_the_page_names_the_best_for_every_budget(tmp_path):
         "",
     ]
     assert "## What follows" not in lines
-    told = study.model_copy(update={"conclusion": "Take a.\n"})
-    lines = write_page(told, tmp_path / "results", "command").read_text().splitlines()
+    (tmp_path / "results" / "conclusion.md").write_text("Take a.\n")
+    lines = write_page(study, tmp_path / "results", "command").read_text().splitlines()
     start = lines.index("## What follows")
     assert lines[start + 1 : start + 5] == ["", "Take a.", "", "## Differences, at 6 steps"]
 

@@ -173,8 +173,8 @@ def test_committed_pages_are_what_their_results_say(folder, tmp_path):
 @pytest.mark.parametrize("name", ["ablation-fronts", "ablation-jumps"])
 def test_committed_pages_of_ablations_are_what_their_results_say(name, tmp_path):
     path = COMMITTED / name / "README.md"
-    for seed in path.parent.glob("seed-*"):
-        (tmp_path / seed.name).symlink_to(seed)
+    for kept in (*path.parent.glob("seed-*"), *path.parent.glob("conclusion.md")):
+        (tmp_path / kept.name).symlink_to(kept)
     command = re.search(r"Made by `(.*)` on", path.read_text()).group(1)
     assert write_ablation(load_ablation(recipe_path(name)), tmp_path, command).read_text() == path.read_text()
 

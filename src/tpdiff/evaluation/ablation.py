@@ -51,7 +51,6 @@ class Ablation(Section):
         steps: totals of sampling steps at each of which all are judged, the last the one that differences are taken at.
         seeds: of training, samples and intervals.
         clips: samples of each.
-        conclusion: what is to be done by its results, for its page; written when they are there.
     """
 
     name: str
@@ -64,7 +63,6 @@ class Ablation(Section):
     steps: list[int] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     clips: int = Field(2048, ge=65)
-    conclusion: str = ""
 
     @model_validator(mode="after")
     def _all_are_there(self) -> "Ablation":

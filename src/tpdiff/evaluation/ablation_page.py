@@ -21,6 +21,7 @@ from tpdiff.evaluation.plots import COLORS, distance_plots
 from tpdiff.evaluation.study_figures import difference
 
 PLOT = "fronts.png"
+CONCLUSION = "conclusion.md"  # beside results, by whoever has read them
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # of each variant, one a seed
 
 
@@ -39,7 +40,8 @@ def finished(study: Ablation, results: Path) -> Results:
 
 
 def write_page(study: Ablation, results: Path, command: str) -> Path:
-    """Write results/README.md and its plot from what is finished; returns the page.
+    """Write results/README.md and its plot from what is finished, with results/conclusion.md if there is one; returns
+    the page.
 
     Raises:
         ValueError: nothing is finished, or what is kept was made with other settings.
@@ -49,7 +51,9 @@ def write_page(study: Ablation, results: Path, command: str) -> Path:
         raise ValueError(f"no variant is finished in {results}")
     draw(study, found, results / PLOT)
     page = results / "README.md"
-    page.write_text("\n".join(_lines(study, found, command)) + "\n", encoding="utf-8")
+    said = results / CONCLUSION
+    conclusion = said.read_text(encoding="utf-8").strip() if said.is_file() else ""
+    page.write_text("\n".join(_lines(study, found, command, conclusion)) + "\n", encoding="utf-8")
     return page
 
 
@@ -66,7 +70,7 @@ def draw(study: Ablation, found: Results, path: Path) -> None:
         plot.set_xscale("log")
 
 
-def _lines(study: Ablation, found: Results, command: str) -> list[str]:
+def _lines(study: Ablation, found: Results, command: str, conclusion: str) -> list[str]:
     first = next(iter(found.values()))[0]
     last = study.steps[-1]
     waiting = [
@@ -98,7 +102,7 @@ def _lines(study: Ablation, found: Results, command: str) -> list[str]:
         "Each is better in the mean over the seeds than everything that takes as many operations or fewer: the "
         "schedule for a budget is the last that it pays for.",
         "",
-        *(["## What follows", "", study.conclusion.strip(), ""] if study.conclusion else []),
+        *(["## What follows", "", conclusion, ""] if conclusion else []),
         f"## Differences, at {last} steps",
         "",
         *_differences(study, found),
