@@ -238,10 +238,16 @@ def test_a_demo_needs_a_folder(quick, tmp_path, capsys):
     assert (tmp_path / "film.mp4").read_text() == "mine"
 
 
-def test_what_a_demo_compares_is_not_an_option(quick, tmp_path, capsys):
-    assert tpdiff("demo", "--minutes", 1, "--out", tmp_path / "demo", *TINY, "train.method=vanilla") == 2
-    said = "error: train.method is what a demo compares, vanilla and stagewise; leave it out"
-    assert said in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.method=vanilla", "train.method is what a demo compares, vanilla and stagewise; leave it out"),
+        ("data.path=mine", "data.path: a demo records its videos; for yours: tpdiff train text-to-video"),
+    ],
+)
+def test_what_a_demo_compares_is_not_an_option(quick, tmp_path, capsys, override, said):
+    assert tpdiff("demo", "--minutes", 1, "--out", tmp_path / "demo", *TINY, override) == 2
+    assert f"error: {said}" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 

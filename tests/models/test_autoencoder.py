@@ -79,6 +79,11 @@ def test_a_folder_without_an_autoencoder_is_refused(tmp_path, what):
     assert ("cannot encode" if what == "another model" else "no autoencoder") in str(caught.value)
 
 
+def test_a_name_that_nothing_has_is_refused():
+    with pytest.raises(ValueError, match="no autoencoder in 'frame-autoencodr': no such folder, and none of this name"):
+        load_autoencoder("frame-autoencodr")
+
+
 def test_pickled_weights_are_not_loaded(tmp_path, image_vae):
     (tmp_path / "config.json").write_bytes((image_vae / "config.json").read_bytes())
     torch.save(load_autoencoder(str(image_vae)).state_dict(), tmp_path / "diffusion_pytorch_model.bin")

@@ -97,10 +97,14 @@ def arm_configs(out: Path, data: Path, seconds: float, overrides: Sequence[str] 
     """The configuration of each arm.
 
     Raises:
-        ValueError: an override that none can have, or of the method, which is what the arms differ in.
+        ValueError: an override that none can have, or of the method, which is what the arms differ in, or of the
+            videos, which a demo records.
     """
-    if any(change.partition("=")[0].strip() == "train.method" for change in overrides):
+    changed = {change.partition("=")[0].strip() for change in overrides}
+    if "train.method" in changed:
         raise ValueError(f"train.method is what a demo compares, {' and '.join(METHODS.values())}; leave it out")
+    if "data.path" in changed:
+        raise ValueError("data.path: a demo records its videos; for yours: tpdiff train text-to-video")
     common = [f"data.path={data}", f"data.cache_dir={out / LATENTS}", f"train.seconds={seconds:g}"]
     common += [f"model.autoencoder={shipped_autoencoder()}", *overrides]
     recipe = recipe_path("demo")

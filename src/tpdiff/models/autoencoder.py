@@ -17,7 +17,7 @@ from tpdiff.shipped import or_shipped
 def load_autoencoder(folder: str) -> nn.Module:
     """A frozen autoencoder in evaluation mode: one of diffusers', or our own `VideoAutoencoder`, from a folder that
     save_pretrained wrote (safetensors only), from the newest checkpoint of a run that trained one, or by the name of
-    one that comes along ("frame-autoencoder").
+    one that comes along ("frame-autoencoder"); else from the Hub's repository of this name, "owner/name".
 
     Raises:
         ValueError: no autoencoder there.
@@ -25,6 +25,8 @@ def load_autoencoder(folder: str) -> nn.Module:
     place = or_shipped(folder)
     if not (place / "config.json").is_file():
         place = max((p.parent for p in place.glob("checkpoints/step-*/config.json")), default=place)
+    if not place.is_dir() and "/" not in folder:  # nor a repository, which has an owner
+        raise ValueError(f"no autoencoder in {folder!r}: no such folder, and none of this name comes along")
     try:
         kind = VideoAutoencoder if _class_name(place) == VideoAutoencoder.__name__ else AutoModel
         vae = kind.from_pretrained(str(place) if place.is_dir() else folder, use_safetensors=True)
