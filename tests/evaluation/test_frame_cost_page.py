@@ -45,3 +45,12 @@ def page(tmp_path_factory):
 )
 def test_its_tables_show_medians_and_plain_over_pyramid(page, section, cells):
     assert f"\n| 17 | {cells} |\n" in page.split(f"## {section}\n")[1].split("\n## ")[0] + "\n"
+
+
+def test_memory_that_a_system_does_not_tell_is_unknown(tmp_path):
+    told = row([6], [3], [2], [6], [[8, 4]])
+    for turn in told["turns"]:
+        turn |= {"sampling_bytes": None, "training_bytes": None}
+        turn["stages"] = [stage | {"memory": None} for stage in turn["stages"]]
+    page = write_page(TABLE, [FrameCost(told, told)], tmp_path, "command").read_text()
+    assert f"\n| 17 |{' unknown |' * 6} unknown / unknown |\n" in page + "\n"

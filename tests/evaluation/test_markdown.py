@@ -13,6 +13,10 @@ def test_figures_of_at_least_100_are_whole_and_others_have_three_digits(value, w
     assert number(value) == written
 
 
+def test_what_a_system_does_not_tell_is_unknown():
+    assert number(float("nan")) == "unknown"
+
+
 def test_one_figure_a_seed():
     assert joined([1720.4, None, 2]) == "1720 / never / 2"
 

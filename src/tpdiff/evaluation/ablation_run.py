@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from tpdiff.evaluation.ablation import Ablation, Variant, read_variant, variant_file
 from tpdiff.evaluation.budget import operations, steps_within
 from tpdiff.evaluation.judge import Judge
@@ -57,8 +59,9 @@ class AblationDesk:
         config = self.study.config(self.study.trained[0], self.data, self.study.seeds[0], 1)
         data, model = config.data, config.model
         assert model.autoencoder is not None
-        size, scale = (data.frames, data.height, data.width), model.latent_scale
-        return measure_folder(self.data / "train", model.autoencoder, size, fps=data.fps, scale=scale)
+        size = data.frames, data.height, data.width
+        how: dict[str, Any] = {"fps": data.fps, "scale": model.latent_scale, "device": PartialState().device}
+        return measure_folder(self.data / "train", model.autoencoder, size, **how)
 
     def file(self, seed: int, variant: str) -> Path:
         """Where a variant's result is kept."""

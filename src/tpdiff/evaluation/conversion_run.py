@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from accelerate import PartialState
+
 from tpdiff.data import ClipDataset
 from tpdiff.evaluation.budget import operations, steps_within, warm_up
 from tpdiff.evaluation.conversion import ConversionStudy, is_whole, read_conversion, refuse_other_claims
@@ -74,7 +76,9 @@ class ConversionDesk:
         """That of the training clips' latents, as a pipeline's network sees them."""
         data = self.study.original_config(self.data, pipeline, 0).data
         size = data.frames, data.height, data.width
-        return measure_folder(self.data / "train", str(pipeline / "vae"), size, fps=data.fps)
+        return measure_folder(
+            self.data / "train", str(pipeline / "vae"), size, fps=data.fps, device=PartialState().device
+        )
 
 
 def run_conversion(desk: ConversionDesk, seed: int) -> dict[str, Any]:

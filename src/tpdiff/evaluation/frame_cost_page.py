@@ -1,5 +1,6 @@
 """The page of what a model takes by its frames: tables of tokens, seconds and memory, and their curves."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,8 @@ def _memory(costs: Sequence[FrameCost]) -> list[str]:
         cells = []
         for work in ("sampling", "training"):
             plain, pyramid = (middle(row, f"{work}_bytes") / 2**30 for row in (cost.plain, cost.pyramid))
-            cells += [number(plain), number(pyramid), f"{plain / pyramid:.2f}"]
+            ratio = plain / pyramid
+            cells += [number(plain), number(pyramid), number(ratio) if math.isnan(ratio) else f"{ratio:.2f}"]
         by_stage = zip(*(turn["stages"] for turn in cost.pyramid["turns"]), strict=True)
         steps = (middle({"turns": stage}, "memory") / 2**30 for stage in by_stage)
         rows.append([str(cost.frames), *cells, " / ".join(map(number, steps))])

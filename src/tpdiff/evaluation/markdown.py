@@ -15,7 +15,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Integers and whatever reaches 100 whole, others to three digits."""
+    """Integers and whatever reaches 100 whole, others to three digits; what is not a number is not known."""
+    if math.isnan(value):
+        return "unknown"
     if math.isinf(value):
         return "-∞" if value < 0 else "∞"
     return f"{value:.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:.3g}"
