@@ -149,7 +149,7 @@ def test_untrained_stages_follow_the_spectrum_of_what_the_network_sees(tmp_path)
 
 
 def test_the_page_names_the_best_for_every_budget(tmp_path):
-    study = ablation_of(tmp_path, steps=[3, 6], seeds=[0, 1, 2], variants={name: {} for name in "abcd"})
+    study = ablation_of(tmp_path, steps=[3, 6], seeds=[0, 1, 2, 3], variants={name: {} for name in "abcd"})
     seeds = {"a": [0, 1], "b": [0, 1], "c": [0], "d": [0, 2]}  # whoever lacks a seed of the first's is not ranked
     judged = {  # (GFLOP, distance by seed) at either number of steps
         "a": [(2, [50, 70]), (4, [40, 40])],
@@ -170,6 +170,8 @@ def test_the_page_names_the_best_for_every_budget(tmp_path):
             file = tmp_path / "results" / f"seed-{seed}" / f"{name}.json"
             write_result(file, result | {"training": {"optimizer_steps": 1}})
     lines = write_page(study, tmp_path / "results", "command").read_text().splitlines()
+    absent = "a (seed 2), b (seed 2), c (seed 1), c (seed 2), d (seed 1), seed 3"
+    assert f"**Still to be run: {absent}.**" in lines
     start = lines.index("## The best by budget")
     assert lines[start + 4 : start + 8] == [
         "| 1 | b | 3 | 90 | 90 / 90 |",

@@ -73,12 +73,11 @@ def draw(study: Ablation, found: Results, path: Path) -> None:
 def _lines(study: Ablation, found: Results, command: str, conclusion: str) -> list[str]:
     first = next(iter(found.values()))[0]
     last = study.steps[-1]
+    begun = [seed for seed in study.seeds if any(seed in _seeds(done) for done in found.values())]
     waiting = [
-        f"{name} (seed {seed})"
-        for name in study.variants
-        for seed in study.seeds
-        if seed not in _seeds(found.get(name, ()))
+        f"{name} (seed {seed})" for name in study.variants for seed in begun if seed not in _seeds(found.get(name, ()))
     ]
+    waiting += [f"seed {seed}" for seed in study.seeds if seed not in begun]
     return [
         *head(study.title, command, first["made"], waiting),
         "",
