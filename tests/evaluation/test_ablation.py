@@ -12,7 +12,7 @@ from tpdiff.data import ClipDataset
 from tpdiff.data.clips import Geometry
 from tpdiff.evaluation import machine
 from tpdiff.evaluation.ablation import load_ablation
-from tpdiff.evaluation.ablation_page import finished, write_page
+from tpdiff.evaluation.ablation_page import draw, finished, write_page
 from tpdiff.evaluation.ablation_run import AblationDesk, run_variant, stages_of
 from tpdiff.evaluation.judge import Judge, open_judge
 from tpdiff.evaluation.jumps import JUMPS
@@ -184,6 +184,21 @@ def test_the_page_names_the_best_for_every_budget(tmp_path):
     lines = write_page(study, tmp_path / "results", "command").read_text().splitlines()
     start = lines.index("## What follows")
     assert lines[start + 1 : start + 5] == ["", "Take a.", "", "## Differences, at 6 steps"]
+
+
+def test_variants_of_one_number_of_steps_are_drawn_by_name(tmp_path, monkeypatch):
+    study = ablation_of(tmp_path, steps=[6], seeds=[0, 1], variants={"a": {}, "b": {}})
+    drawn = {}
+    monkeypatch.setattr("tpdiff.evaluation.ablation_page.distance_strip", lambda path, names: drawn.update(names))
+    found = {
+        name: [{"judged": {"6": {"distance": d, "sampling_flops": 1}}} for d in distances]
+        for name, distances in (("a", [3.0, 5.0]), ("b", [4.0]))
+    }
+    draw(study, found, tmp_path / "fronts.png")
+    assert drawn == {"a": [3.0, 5.0], "b": [4.0]}
+    monkeypatch.undo()
+    draw(study, found, tmp_path / "fronts.png")
+    assert (tmp_path / "fronts.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_variants_are_compared_by_one_judge(tmp_path):

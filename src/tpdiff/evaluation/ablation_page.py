@@ -17,7 +17,7 @@ from tpdiff.evaluation.markdown import (
     table,
     warning_lines,
 )
-from tpdiff.evaluation.plots import COLORS, distance_plots
+from tpdiff.evaluation.plots import COLORS, distance_plots, distance_strip
 from tpdiff.evaluation.study_figures import difference
 
 PLOT = "fronts.png"
@@ -58,7 +58,12 @@ def write_page(study: Ablation, results: Path, command: str) -> Path:
 
 
 def draw(study: Ablation, found: Results, path: Path) -> None:
-    """Distance against operations of a clip, a line a variant, a dot a seed."""
+    """Distance against operations of a clip, a line a variant, a dot a seed; by variant alone where all take one number
+    of steps, of which there is no line."""
+    if len(study.steps) == 1:
+        at = study.steps[0]
+        distance_strip(path, {name: [_at(s, at)["distance"] for s in seeds] for name, seeds in found.items()})
+        return
     with distance_plots(path) as (plot,):
         for place, (name, seeds) in enumerate(found.items()):
             color, style = COLORS[place % len(COLORS)], ("-", "--", ":")[place // len(COLORS) % 3]
@@ -85,7 +90,7 @@ def _lines(study: Ablation, found: Results, command: str, conclusion: str) -> li
         f"sampled from another's weights say so. All are judged by {study.clips} samples a seed from the same noise "
         "and captions. Lower distances are better.",
         "",
-        f"![distance against operations of a clip]({PLOT})",
+        f"![distance {'by variant' if len(study.steps) == 1 else 'against operations of a clip'}]({PLOT})",
         "",
         "## Distance by sampling steps, by seed",
         "",

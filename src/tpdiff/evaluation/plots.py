@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +150,23 @@ def distance_plots(path: Path, panels: int = 1) -> Iterator[Sequence[Any]]:
                 axis.set_minor_formatter("{x:g}" if 0 < high < 10 * low else NullFormatter())
     plots[0].set_ylabel("Fréchet distance")
     plots[0].legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def distance_strip(path: Path, distances: Mapping[str, Sequence[float]]) -> None:
+    """A PNG file of Fréchet distances by name: a dot a seed, a bar at their mean, in the order given."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.9 + 0.26 * len(distances)), layout="constrained")
+    plot = figure.subplots()
+    for row, seeds in enumerate(distances.values()):
+        plot.scatter(seeds, [row] * len(seeds), s=14, color=COLORS[0], alpha=0.6)
+        plot.scatter([np.mean(seeds)], [row], s=90, marker="|", color=COLORS[1])
+    plot.set_yticks(range(len(distances)), list(distances), fontsize=8)
+    plot.invert_yaxis()
+    plot.grid(alpha=0.2)
+    plot.set_xlabel("Fréchet distance: a dot a seed, a bar at the mean")
     FigureCanvasAgg(figure).print_png(str(path))
 
 
