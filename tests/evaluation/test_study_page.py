@@ -170,7 +170,7 @@ def test_committed_pages_are_what_their_results_say(folder, tmp_path):
     assert write_page(load_study(recipe_path(folder)), tmp_path, command).read_text() == path.read_text()
 
 
-@pytest.mark.parametrize("name", ["ablation-fronts", "ablation-jumps"])
+@pytest.mark.parametrize("name", ["ablation-fronts", "ablation-jumps", "ablation-stages"])
 def test_committed_pages_of_ablations_are_what_their_results_say(name, tmp_path):
     path = COMMITTED / name / "README.md"
     for kept in (*path.parent.glob("seed-*"), *path.parent.glob("conclusion.md")):

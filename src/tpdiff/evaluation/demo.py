@@ -104,7 +104,8 @@ def arm_configs(out: Path, data: Path, seconds: float, overrides: Sequence[str] 
     if "train.method" in changed:
         raise ValueError(f"train.method is what a demo compares, {' and '.join(METHODS.values())}; leave it out")
     if "data.path" in changed:
-        raise ValueError("data.path: a demo records its videos; for yours: tpdiff train text-to-video")
+        yours = "tpdiff train text-to-video data.path=my_videos data.split=train"
+        raise ValueError(f"data.path: a demo records its videos; for yours: {yours}")
     common = [f"data.path={data}", f"data.cache_dir={out / LATENTS}", f"train.seconds={seconds:g}"]
     common += [f"model.autoencoder={shipped_autoencoder()}", *overrides]
     recipe = recipe_path("demo")
